@@ -1,0 +1,211 @@
+"""Every enumerated label value. Closed sets: a value that is not here cannot become a series."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class EventKind(StrEnum):
+    """What a consumed record is."""
+
+    CHAT = "chat"
+    REVIEW = "review"
+    HEARTBEAT = "heartbeat"
+
+
+class Outcome(StrEnum):
+    """The one end of each consumed record; the sum over outcomes equals the records consumed."""
+
+    SCORED = "scored"
+    SKIPPED = "skipped"
+    DEAD_LETTERED = "dead_lettered"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+
+
+class Invalid(StrEnum):
+    """Why a record cannot be an event."""
+
+    JSON = "json"
+    SCHEMA = "schema"
+    TOO_LARGE = "too_large"
+    ENCODING = "encoding"
+    EMPTY = "empty"
+    UNSUPPORTED_VERSION = "unsupported_version"
+    DECOMPRESS = "decompress"
+
+
+class DeadLetter(StrEnum):
+    """Class of a dead letter. decode, schema and too_large are the producer's doing; the other two are ours."""
+
+    DECODE = "decode"
+    SCHEMA = "schema"
+    TOO_LARGE = "too_large"
+    POISON_MODEL = "poison_model"
+    STATE_CONFLICT = "state_conflict"
+
+
+class DeadLetterResult(StrEnum):
+    ACK = "ack"
+    FAILED = "failed"
+    SPOOLED = "spooled"
+
+
+class TruncatedBy(StrEnum):
+    CHARS = "chars"
+    TOKENS = "tokens"
+
+
+class SkewDirection(StrEnum):
+    FUTURE = "future"
+    PAST = "past"
+
+
+class Stage(StrEnum):
+    """A step of the road, timed once per batch."""
+
+    POLL = "poll"
+    DECODE = "decode"
+    TOKENIZE = "tokenize"
+    QUEUE = "queue"
+    INFER = "infer"
+    STATE = "state"
+    PRODUCE = "produce"
+    COMMIT = "commit"
+
+
+class ConsumerState(StrEnum):
+    """What the poll thread, which owns the Kafka consumer, is doing."""
+
+    POLL = "poll"
+    WORK = "work"
+    BACKPRESSURE = "backpressure"
+    DLQ = "dlq"
+    CALLBACK = "callback"
+    COMMIT = "commit"
+    IDLE = "idle"
+
+
+class PipelineThread(StrEnum):
+    """The threads behind the poll thread."""
+
+    SCORE = "score"
+    APPLY = "apply"
+
+
+class ThreadState(StrEnum):
+    """What a pipeline thread is doing: waiting for input or output, or one of its own steps."""
+
+    WAIT_INPUT = "wait_input"
+    WAIT_OUTPUT = "wait_output"
+    TOKENIZE = "tokenize"
+    INFER = "infer"
+    FOLD = "fold"
+    STORE = "store"
+    PUBLISH = "publish"
+    WORK = "work"
+
+
+class FlushTrigger(StrEnum):
+    """Why a batch was closed."""
+
+    SIZE = "size"
+    TOKENS = "tokens"
+    TIME = "time"
+    DRAIN = "drain"
+    REVOKE = "revoke"
+
+
+class InferenceError(StrEnum):
+    OOM = "oom"
+    PROVIDER = "provider"
+    SHAPE = "shape"
+    OTHER = "other"
+
+
+class RedisOp(StrEnum):
+    """A round trip to Redis."""
+
+    APPLY = "apply"
+    READ = "read"
+    PING = "ping"
+    ACQUIRE = "acquire"
+    FORGET = "forget"
+
+
+class RedisError(StrEnum):
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    READONLY = "readonly"
+    OOM = "oom"
+    NOSCRIPT = "noscript"
+    LOADING = "loading"
+    OTHER = "other"
+
+
+class StateResult(StrEnum):
+    """What the store did with a folded event."""
+
+    APPLIED = "applied"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+    EXPIRED = "expired"
+
+
+class Dependency(StrEnum):
+    REDIS = "redis"
+    DOWNSTREAM = "downstream"
+    DLQ = "dlq"
+    GPU = "gpu"
+
+
+class Severity(StrEnum):
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
+
+
+class EscalationAction(StrEnum):
+    OPENED = "opened"
+    UPDATED = "updated"
+    RESOLVED = "resolved"
+
+
+class Suppressed(StrEnum):
+    """Why a rule that was true raised nothing."""
+
+    COOLDOWN = "cooldown"
+    DUPLICATE = "duplicate"
+    DISABLED = "disabled"
+
+
+class ProduceResult(StrEnum):
+    ACK = "ack"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+
+
+class Rebalance(StrEnum):
+    ASSIGN = "assign"
+    REVOKE = "revoke"
+    LOST = "lost"
+
+
+class CommitResult(StrEnum):
+    OK = "ok"
+    RETRY = "retry"
+    FENCED = "fenced"
+    FAILED = "failed"
+
+
+class HeartbeatStage(StrEnum):
+    """How far the newest canary event has come."""
+
+    CONSUMED = "consumed"
+    APPLIED = "applied"
+
+
+class Reload(StrEnum):
+    OK = "ok"
+    REJECTED = "rejected"
