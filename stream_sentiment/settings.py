@@ -107,9 +107,15 @@ class KafkaSettings(_Section):
     """How to reach Kafka, and how to read from it."""
 
     bootstrap_servers: str = Field("localhost:9092", min_length=1, description="host:port, separated by commas")
-    group_id: str = Field("stream-sentiment", min_length=1, max_length=200, description="consumer group; also part of every Redis key")
+    group_id: str = Field(
+        "stream-sentiment",
+        min_length=1,
+        max_length=200,
+        description="consumer group; also part of every Redis key",
+    )
     group_protocol: GroupProtocol = Field(
-        GroupProtocol.AUTO, description="auto: KIP-848 where the broker has it, else classic with cooperative-sticky"
+        GroupProtocol.AUTO,
+        description="auto: KIP-848 where the broker has it, else classic with cooperative-sticky",
     )
     group_instance_id: str | None = Field(None, description="static membership; leave unset with autoscaling")
     client_id: str = Field("stream-sentiment", min_length=1)
@@ -149,7 +155,9 @@ class KafkaSettings(_Section):
     def _sasl_is_complete(self) -> Self:
         if self.security_protocol.startswith("SASL") and self.sasl_mechanism is None:
             raise ValueError(f"sasl_mechanism is needed with security_protocol {self.security_protocol}")
-        if self.sasl_mechanism in {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"} and not (self.sasl_username and self.sasl_password):
+        if self.sasl_mechanism in {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"} and not (
+            self.sasl_username and self.sasl_password
+        ):
             raise ValueError(f"sasl_username and sasl_password are needed with sasl_mechanism {self.sasl_mechanism}")
         return self
 
@@ -189,21 +197,33 @@ class RedisSettings(_Section):
     url: SecretStr = Field(SecretStr("redis://localhost:6379/0"), description="redis://, rediss:// or unix://")
     cluster: bool = Field(False, description="true when the URL leads to a Redis Cluster")
     prefix: str = Field("ss", pattern=r"^[A-Za-z0-9._-]{1,40}$", description="first part of every key")
-    timeout: Duration = Field(timedelta(seconds=1), ge=timedelta(milliseconds=50), le=timedelta(seconds=30), description="of one call")
+    timeout: Duration = Field(
+        timedelta(seconds=1),
+        ge=timedelta(milliseconds=50),
+        le=timedelta(seconds=30),
+        description="of one call",
+    )
     missing_watermark: MissingWatermarkPolicy = Field(
         MissingWatermarkPolicy.FAIL,
         description="Redis has no watermark though the group has commits: fail; continue from the commit with empty state; "
         "rewind to the oldest offset and fold again",
     )
-    ignore_partition_count: bool = Field(False, description="start even though a topic's partition count changed (state of moved keys is stranded)")
+    ignore_partition_count: bool = Field(
+        False,
+        description="start even though a topic's partition count changed (state of moved keys is stranded)",
+    )
 
 
 class ModelSettings(_Section):
     """The model bundle and what runs it."""
 
     path: Path | None = Field(None, description="bundle directory; unset: the bundle that comes with the package")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cuda refuses to start without CUDA; auto falls back to cpu")
-    threads: int | None = Field(None, ge=1, le=256, description="inference threads; unset: the CPUs this process may use")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="cuda refuses to start without CUDA; auto falls back to cpu"
+    )
+    threads: int | None = Field(
+        None, ge=1, le=256, description="inference threads; unset: the CPUs this process may use"
+    )
     token_budget: int = Field(512, ge=32, le=131_072, description="tokens (padding included) in one micro-batch")
     stub: bool = Field(False, description="score without a model, for measuring the rest; never in production")
 
@@ -219,12 +239,26 @@ class IntakeSettings(_Section):
 
     window_events: int = Field(512, ge=1, le=65_536, description="events in one arrival window at most")
     window_bytes: int = Field(4 << 20, ge=1 << 16, le=1 << 30, description="bytes in one arrival window at most")
-    window_wait: Duration = Field(timedelta(milliseconds=20), ge=timedelta(0), le=timedelta(seconds=10), description="oldest event waits at most")
-    windows_in_flight: int = Field(4, ge=1, le=64, description="windows between intake and Redis; beyond that intake holds, then pauses")
-    hold: Duration = Field(timedelta(seconds=1), ge=timedelta(0), le=timedelta(seconds=60), description="back-pressure: hold this long before pausing partitions")
+    window_wait: Duration = Field(
+        timedelta(milliseconds=20),
+        ge=timedelta(0),
+        le=timedelta(seconds=10),
+        description="oldest event waits at most",
+    )
+    windows_in_flight: int = Field(
+        4, ge=1, le=64, description="windows between intake and Redis; beyond that intake holds, then pauses"
+    )
+    hold: Duration = Field(
+        timedelta(seconds=1),
+        ge=timedelta(0),
+        le=timedelta(seconds=60),
+        description="back-pressure: hold this long before pausing partitions",
+    )
     max_event_bytes: int = Field(256 * 1024, ge=1024, le=16 << 20, description="larger records are dead letters")
     max_text_chars: int = Field(10_000, ge=1, le=100_000, description="longer texts are cut and marked")
-    languages: tuple[str, ...] = Field(("zh", "en"), min_length=1, description="primary language subtags that the model scores")
+    languages: tuple[str, ...] = Field(
+        ("zh", "en"), min_length=1, description="primary language subtags that the model scores"
+    )
     default_language: str = Field("", description="language of events that name none; empty: guessed from the script")
 
 
@@ -233,7 +267,10 @@ class OutputSettings(_Section):
 
     scored: bool = Field(True, description="publish sentiment.scored")
     conversation_state: bool = Field(True, description="publish conversation.state")
-    exactly_once: bool = Field(False, description="one fenced transactional producer per input partition for escalations and dead letters")
+    exactly_once: bool = Field(
+        False,
+        description="one fenced transactional producer per input partition for escalations and dead letters",
+    )
     delivery_timeout: Duration = Field(timedelta(seconds=30), ge=timedelta(seconds=1), le=timedelta(minutes=10))
     linger: Duration = Field(timedelta(milliseconds=5), ge=timedelta(0), le=timedelta(seconds=1))
     excerpts: bool = Field(False, description="masked excerpts of at most 120 characters in escalations")
@@ -243,16 +280,31 @@ class OutputSettings(_Section):
 class WorkerSettings(_Section):
     """The process."""
 
-    drain_timeout: Duration = Field(timedelta(seconds=25), ge=timedelta(seconds=1), le=timedelta(minutes=10), description="one deadline for a graceful stop")
+    drain_timeout: Duration = Field(
+        timedelta(seconds=25),
+        ge=timedelta(seconds=1),
+        le=timedelta(minutes=10),
+        description="one deadline for a graceful stop",
+    )
     commit_interval: Duration = Field(timedelta(seconds=1), ge=timedelta(milliseconds=100), le=timedelta(minutes=1))
-    stall_timeout: Duration = Field(timedelta(minutes=2), ge=timedelta(seconds=5), le=timedelta(hours=1), description="a loop silent for longer is not live")
+    stall_timeout: Duration = Field(
+        timedelta(minutes=2),
+        ge=timedelta(seconds=5),
+        le=timedelta(hours=1),
+        description="a loop silent for longer is not live",
+    )
 
 
 class HttpSettings(_Section):
     """The metrics and health endpoint of one worker process."""
 
     host: str = Field("127.0.0.1", description="0.0.0.0 inside containers only")
-    port: int = Field(9464, ge=0, le=65_535, description="0: any free port, printed at start; -n workers use port, port + 1, ...")
+    port: int = Field(
+        9464,
+        ge=0,
+        le=65_535,
+        description="0: any free port, printed at start; -n workers use port, port + 1, ...",
+    )
 
 
 class LogSettings(_Section):
