@@ -1,0 +1,1 @@
+"""Kafka at the edge: clients, topics, dead letters, the embedded cluster."""
