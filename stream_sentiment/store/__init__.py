@@ -1,1 +1,31 @@
-"""Redis at the edge: the conversation states, the watermarks and the outbox, one slot per input partition."""
+"""Redis, the system of record: one slot per input partition holds its owner's token, watermark, outbox and states.
+
+`StateStore` (redis.py) is the whole interface; the steps it implements are those of docs/delivery.md, with the same names.
+"""
+
+from stream_sentiment.store.errors import StoreRefused, StoreUnavailable
+from stream_sentiment.store.keys import TopicPartition, conversation_key, outbox_field
+from stream_sentiment.store.redis import (
+    Acquired,
+    ApplyOutcome,
+    ApplyResult,
+    Erasure,
+    Found,
+    PartitionBatch,
+    StateStore,
+)
+
+__all__ = [
+    "Acquired",
+    "ApplyOutcome",
+    "ApplyResult",
+    "Erasure",
+    "Found",
+    "PartitionBatch",
+    "StateStore",
+    "StoreRefused",
+    "StoreUnavailable",
+    "TopicPartition",
+    "conversation_key",
+    "outbox_field",
+]

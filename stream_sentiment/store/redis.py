@@ -1,0 +1,306 @@
+"""The state store: acquire, initialise, load, apply, forget; find and erase for a person. The words are those of docs/delivery.md.
+
+In: tokens, watermarks, encoded states and records. Out: what Redis holds, and whether a write counted. Every call is one round trip for
+any number of partitions, blocks until its deadline while Redis is away, and raises `StoreUnavailable` or `StoreRefused`. Every call may
+be sent again with the same arguments. Safe to use from several threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+from stream_sentiment.clock import Clock, SystemClock
+from stream_sentiment.store.connection import Command, Link, LinkOptions, RedisLink, Script
+from stream_sentiment.store.errors import Fenced, StoreFault
+from stream_sentiment.store.keys import PartitionKeys, TopicPartition, outbox_order
+
+CALL_BUDGET_S: Final = 1.0
+"""How long a call goes on trying where the caller names no deadline. Short, because the poll thread may be the caller."""
+
+ACQUIRE: Final = Script("acquire.lua")
+INITIALISE: Final = Script("initialise.lua")
+APPLY: Final = Script("apply.lua")
+FORGET: Final = Script("forget.lua")
+ERASE: Final = Script("erase.lua")
+SCRIPTS: Final = (ACQUIRE, INITIALISE, APPLY, FORGET, ERASE)
+
+
+class ApplyOutcome(StrEnum):
+    """What became of a batch."""
+
+    OK = "ok"
+    """Written. Continue with the cache."""
+    ALREADY = "already"
+    """The batch lies before the watermark: a lost reply, or redone work. Success: go on from the returned watermark, but with
+    an empty cache and a re-read outbox (acquire again)."""
+    GAP = "gap"
+    """The batch does not begin at the watermark; Redis lost writes, or we did. Acquire again, seek to its watermark."""
+    FENCED = "fenced"
+    """Someone else took the partition. Acquire again if it is still assigned to us, else let it go."""
+
+
+class PartitionBatch(NamedTuple):
+    """A contiguous run of one partition's events after scoring, folded.
+
+    `first` is the watermark the caller holds, never the first record's offset; `next` is the last record's offset + 1: logs have holes.
+    `states` maps `conversation_key` to the encoded state, None to delete it; `outputs` maps `outbox_field` to the encoded record.
+    """
+
+    tp: TopicPartition
+    token: str
+    first: int
+    next: int
+    states: Mapping[str, bytes | None]
+    outputs: Mapping[str, bytes]
+
+
+class ApplyResult(NamedTuple):
+    """`watermark` is the stored one: None where none is stored, and where the batch was FENCED. `outbox` counts entries after OK."""
+
+    outcome: ApplyOutcome
+    watermark: int | None
+    outbox: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """What the partition's last owner left. `outbox` is in the order in which it must be published."""
+
+    tp: TopicPartition
+    token: str
+    watermark: int | None
+    outbox: dict[str, bytes]
+    partitions: int | None
+    """How many partitions the topic had when this one was first acquired. Where it has another number now, keys map to other
+    partitions and their states are stranded: refuse to start unless told."""
+    previous_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A conversation's state and where it lies."""
+
+    tp: TopicPartition
+    conversation: str
+    state: bytes
+    watermark: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """A conversation to forget: the state as `find` returned it, and the records that tell consumers of it.
+
+    These are the `resolved` of an open escalation, and the tombstone for the topic of states."""
+
+    found: Found
+    outputs: Sequence[bytes] = field(default=())
+
+
+class StateStore:
+    """One consumer group's partitions in Redis."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        group: str,
+        state_ttl_ms: int,
+        prefix: str = "ss",
+        username: str | None = None,
+        password: str | None = None,
+        connect_timeout: float = 1.0,
+        socket_timeout: float = 1.0,
+        ssl_ca_certs: str | None = None,
+        ssl_certfile: str | None = None,
+        ssl_keyfile: str | None = None,
+        clock: Clock | None = None,
+        on_fault: Callable[[StoreFault], None] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        link: Link | None = None,
+    ) -> None:
+        """Opens no connection (a `redis+cluster://` URL asks the cluster for its nodes).
+
+        `state_ttl_ms` is how long Redis keeps a state after its last write; the worker's cache must not keep one longer.
+        `link` replaces the connection: the protocol fuzz uses it. Raises ConfigurationError for a bad URL, prefix or group.
+        """
+        if state_ttl_ms <= 0:
+            raise ValueError("state_ttl_ms must be positive")
+        self._clock = clock or SystemClock()
+        self._keys = PartitionKeys(prefix, group)
+        self._ttl = str(state_ttl_ms)
+        options = LinkOptions(
+            url, username, password, connect_timeout, socket_timeout, ssl_ca_certs, ssl_certfile, ssl_keyfile
+        )
+        self.link: Link = link or RedisLink(options, SCRIPTS, clock=self._clock, on_fault=on_fault, sleep=sleep)
+
+    @property
+    def group(self) -> str:
+        return self._keys.group
+
+    def acquire(
+        self,
+        assignments: Sequence[tuple[TopicPartition, str]],
+        member: str,
+        *,
+        partition_counts: Mapping[str, int] | None = None,
+        accept_partition_counts: bool = False,
+        deadline: float | None = None,
+    ) -> list[Acquired]:
+        """Step 1: takes each partition under its token (a new UUID per assignment, from the caller).
+
+        `partition_counts` (topic to number of partitions now) is recorded at the first acquisition, and again where
+        `accept_partition_counts` says that a change is wanted. A deadline is a time of the clock's `monotonic`.
+        """
+        counts = partition_counts or {}
+        replies = self._run(
+            [
+                self._script(
+                    ACQUIRE,
+                    (self._keys.meta(tp), self._keys.outbox(tp)),
+                    (token, member, self._clock.now_ms(), counts.get(tp.topic, ""), int(accept_partition_counts)),
+                )
+                for tp, token in assignments
+            ],
+            deadline,
+        )
+        acquired = []
+        for (tp, token), (watermark, partitions, previous, flat) in zip(assignments, replies, strict=True):
+            entries = {name.decode(): record for name, record in zip(flat[::2], flat[1::2], strict=True)}
+            acquired.append(
+                Acquired(
+                    tp,
+                    token,
+                    _number(watermark),
+                    {name: entries[name] for name in sorted(entries, key=outbox_order)},
+                    _number(partitions),
+                    previous.decode(),
+                )
+            )
+        return acquired
+
+    def initialise(
+        self, tp: TopicPartition, token: str, start: int, *, overwrite: bool = False, deadline: float | None = None
+    ) -> int:
+        """First start: sets the watermark to the offset to read from, unless one is stored; returns the stored one.
+
+        `overwrite` moves a stored one, where a policy says so (topic created anew, state store wiped). Raises Fenced.
+        """
+        [reply] = self._run(
+            [self._script(INITIALISE, (self._keys.meta(tp),), (token, start, int(overwrite)))], deadline
+        )
+        if reply[0] == b"FENCED":
+            raise Fenced(reply[1].decode())
+        return int(reply[1])
+
+    def load(
+        self, requests: Sequence[tuple[TopicPartition, Sequence[str]]], *, deadline: float | None = None
+    ) -> list[list[bytes | None]]:
+        """States of conversations, in the order asked; None where Redis holds none. Call it under the token, after ACQUIRE."""
+        asked = [i for i, (_, conversations) in enumerate(requests) if conversations]
+        states: list[list[bytes | None]] = [[] for _ in requests]
+        if asked:
+            commands = [
+                ("MGET", *[self._keys.conversation(requests[i][0], name) for name in requests[i][1]]) for i in asked
+            ]
+            for i, reply in zip(asked, self._run(commands, deadline), strict=True):
+                states[i] = reply
+        return states
+
+    def apply(self, batches: Sequence[PartitionBatch], *, deadline: float | None = None) -> list[ApplyResult]:
+        """Step 4: writes each batch's states, outputs and watermark, or nothing of it; partitions are independent.
+
+        After StoreUnavailable some batches may be written: send the same batches again, ALREADY then tells which.
+        """
+        commands: list[Command] = []
+        for tp, token, first, following, states, outputs in batches:
+            if following <= first:
+                raise ValueError(f"{tp}: an empty batch [{first}, {following}) cannot be applied")
+            base = self._keys.base(tp)
+            prefix = base + "c:"
+            command: list[str | bytes | int] = ["EVALSHA", APPLY.sha, 2 + len(states), base + "meta", base + "outbox"]
+            command += [prefix + name for name in states]
+            command += (token, first, following, self._ttl)
+            command += [state or b"" for state in states.values()]
+            for entry in outputs.items():
+                command += entry
+            commands.append(command)
+        return [_apply_result(reply) for reply in self._run(commands, deadline)]
+
+    def forget(
+        self, tp: TopicPartition, token: str, fields: Sequence[str], *, deadline: float | None = None
+    ) -> int | None:
+        """Step 5: removes delivered outbox entries; returns how many there were, None where another owner has the partition now."""
+        if not fields:
+            return 0
+        keys = (self._keys.meta(tp), self._keys.outbox(tp))
+        [reply] = self._run([self._script(FORGET, keys, (token, *fields))], deadline)
+        return None if reply[0] == b"FENCED" else int(reply[1])
+
+    def find(
+        self, topic: str, conversation: str, *, partitions: int | None = None, deadline: float | None = None
+    ) -> list[Found]:
+        """Every partition of the topic is asked, in one round trip: there is no second index to keep true.
+
+        `partitions` defaults to the recorded number. More than one answer means that the number was changed, and that the conversation
+        went on in another partition; the one with the newest state is the living one. Empty: no state, or an unknown topic.
+        """
+        count = partitions or self.partition_count(topic, deadline=deadline) or 0
+        places = [TopicPartition(topic, number) for number in range(count)]
+        commands: list[Command] = []
+        for tp in places:
+            commands += [("GET", self._keys.conversation(tp, conversation)), ("HGET", self._keys.meta(tp), "wm")]
+        replies = self._run(commands, deadline)
+        return [
+            Found(tp, conversation, state, _number(watermark))
+            for tp, state, watermark in zip(places, replies[::2], replies[1::2], strict=True)
+            if state is not None
+        ]
+
+    def partition_count(self, topic: str, *, deadline: float | None = None) -> int | None:
+        """The number of partitions that the owner of partition 0 recorded; None where none did."""
+        [reply] = self._run([("HGET", self._keys.meta(TopicPartition(topic, 0)), "partitions")], deadline)
+        return _number(reply)
+
+    def erase(self, erasures: Sequence[Erasure], token: str, *, deadline: float | None = None) -> bool:
+        """Forgets conversations of one partition, all or none, and takes the partition from its owner under `token`, a new UUID.
+
+        False: a state changed since `find` returned it; find again and try again. The owner notices by FENCED, see erase.lua.
+        """
+        [tp] = {erasure.found.tp for erasure in erasures}
+        keys = [self._keys.meta(tp), self._keys.outbox(tp)]
+        keys += [self._keys.conversation(tp, erasure.found.conversation) for erasure in erasures]
+        arguments: list[str | bytes] = [token, *[erasure.found.state for erasure in erasures]]
+        arguments += [record for erasure in erasures for record in erasure.outputs]
+        [reply] = self._run([self._script(ERASE, keys, arguments)], deadline)
+        return bool(reply[0] == b"OK")
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self.link.close()
+
+    def _run(self, commands: Sequence[Command], deadline: float | None) -> list[Any]:
+        if not commands:
+            return []
+        return self.link.exchange(commands, self._clock.monotonic() + CALL_BUDGET_S if deadline is None else deadline)
+
+    @staticmethod
+    def _script(script: Script, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Command:
+        return ("EVALSHA", script.sha, len(keys), *keys, *arguments)
+
+
+def _apply_result(reply: list[Any]) -> ApplyResult:
+    outcome = _OUTCOMES[reply[0]]
+    if outcome is ApplyOutcome.OK:
+        return ApplyResult(outcome, int(reply[1]), reply[2])
+    return ApplyResult(outcome, None if outcome is ApplyOutcome.FENCED else _number(reply[1]))
+
+
+_OUTCOMES: Final = {outcome.value.upper().encode(): outcome for outcome in ApplyOutcome}
+
+
+def _number(text: bytes | None) -> int | None:
+    return int(text) if text else None
