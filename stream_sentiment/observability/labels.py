@@ -24,15 +24,26 @@ class Outcome(StrEnum):
 
 
 class Invalid(StrEnum):
-    """Why a record cannot be an event."""
+    """Why a record cannot be an event: `events.incoming.InvalidReason`, which a test compares with this."""
 
     JSON = "json"
+    ENCODING = "encoding"
     SCHEMA = "schema"
     TOO_LARGE = "too_large"
-    ENCODING = "encoding"
-    EMPTY = "empty"
     UNSUPPORTED_VERSION = "unsupported_version"
-    DECOMPRESS = "decompress"
+    FRAMING = "framing"
+    CONTENT_ENCODING = "content_encoding"
+
+
+class Skipped(StrEnum):
+    """Why a valid event is not scored: `events.incoming.SkippedReason`, and the roles that are never scored."""
+
+    TOMBSTONE = "tombstone"
+    UNSUPPORTED_EVENT_TYPE = "unsupported_event_type"
+    UNSUPPORTED_CONTENT_TYPE = "unsupported_content_type"
+    LANGUAGE_UNSUPPORTED = "language_unsupported"
+    EMPTY_TEXT = "empty_text"
+    NOT_A_CUSTOMER = "not_a_customer"
 
 
 class DeadLetter(StrEnum):

@@ -82,6 +82,10 @@ class Metrics:
         Label("outcome", values.Outcome),
     )
     events_invalid_total = counters("Records that are no event, by what is wrong.", Label("reason", values.Invalid))
+    events_skipped_total = counters(
+        "Valid events that carry nothing to score, by why: `skipped` in events_total, or folded without a score.",
+        Label("reason", values.Skipped),
+    )
     events_truncated_total = counters("Texts that were cut before scoring.", Label("by", values.TruncatedBy))
     consumed_bytes_total = counters("Bytes of record values read from Kafka.", TOPIC)
     key_mismatch_total = counters(

@@ -14,6 +14,9 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from stream_sentiment.events.incoming import InvalidReason, SkippedReason
+from stream_sentiment.kafka.dead_letter import ErrorClass
+from stream_sentiment.observability import labels
 from stream_sentiment.observability.definitions import Domain, Kind
 from stream_sentiment.observability.metrics import TABLE, Metrics
 from stream_sentiment.observability.phases import TimeInState
@@ -228,6 +231,12 @@ def test_a_latency_can_carry_the_trace_that_caused_it():
         sample.exemplar.labels for family in families for sample in family.samples if sample.exemplar is not None
     ]
     assert exemplars == [{"trace_id": "abc"}]
+
+
+def test_reasons_have_the_names_that_the_rooms_give_them():
+    assert {str(reason) for reason in labels.Invalid} == {str(reason) for reason in InvalidReason}
+    assert {str(reason) for reason in labels.Skipped} == {str(reason) for reason in SkippedReason} | {"not_a_customer"}
+    assert {str(reason) for reason in labels.DeadLetter} == {str(reason) for reason in ErrorClass}
 
 
 def test_the_page_of_the_metrics_is_current():
