@@ -1,0 +1,3 @@
+"""The test kit's own fixtures, for all tests."""
+
+pytest_plugins = ["stream_sentiment.testing.pytest_plugin"]
