@@ -187,6 +187,18 @@ class RedisLink:
             scripts_loaded = False
         return replies
 
+    def info(self, deadline: float) -> dict[str, dict[str, str]]:
+        """INFO of every server that takes writes: address to fields, as text."""
+        client = self.client
+        if not isinstance(client, RedisCluster):
+            [raw] = self.exchange([("INFO",)], deadline)
+            return {redact_url(self._options.url): _fields(raw)}
+        try:
+            servers: dict[str, dict[str, Any]] = client.info(target_nodes=RedisCluster.PRIMARIES)
+        except _ERRORS as error:
+            raise _translate(error) from error
+        return {address: {name: str(value) for name, value in fields.items()} for address, fields in servers.items()}
+
     def close(self) -> None:
         """Drops the idle connections, so that the next call opens new ones; those in use by other threads stay."""
         with self._connecting:
@@ -241,6 +253,11 @@ def redact_url(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{credentials.partition(':')[0]}:***@{hosts}"))
 
 
+def _fields(info: bytes) -> dict[str, str]:
+    pairs = (line.partition(":") for line in info.decode(errors="replace").splitlines() if ":" in line)
+    return {name: value.strip() for name, _, value in pairs}
+
+
 def _check(url: str) -> None:
     if urlsplit(url).scheme not in _SCHEMES:
         raise ConfigurationError(
@@ -256,7 +273,6 @@ def _client(options: LinkOptions) -> Any:
     settings: dict[str, Any] = {
         "socket_timeout": options.socket_timeout,
         "socket_connect_timeout": options.connect_timeout,
-        "socket_keepalive": True,
         "retry": Retry(NoBackoff(), CONNECT_RETRIES),
         "protocol": 2,
     }
@@ -264,6 +280,8 @@ def _client(options: LinkOptions) -> Any:
         value = getattr(options, name) or (unquote(getattr(parts, name)) if getattr(parts, name) else None)
         if value:
             settings[name] = value
+    if scheme != "unix":
+        settings["socket_keepalive"] = True
     if scheme == "rediss":
         for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
             if getattr(options, name):

@@ -15,11 +15,15 @@ from typing import Any, Final, NamedTuple
 
 from stream_sentiment.clock import Clock, SystemClock
 from stream_sentiment.store.connection import Command, Link, LinkOptions, RedisLink, Script
+from stream_sentiment.store.describe import ServerReport, describe
 from stream_sentiment.store.errors import Fenced, StoreFault
 from stream_sentiment.store.keys import PartitionKeys, TopicPartition, outbox_order
 
 CALL_BUDGET_S: Final = 1.0
 """How long a call goes on trying where the caller names no deadline. Short, because the poll thread may be the caller."""
+
+COUNT_IS_ASKED_OF: Final = 64
+"""How many of a topic's partitions are asked for the recorded number of partitions: one that was ever owned suffices."""
 
 ACQUIRE: Final = Script("acquire.lua")
 INITIALISE: Final = Script("initialise.lua")
@@ -261,9 +265,10 @@ class StateStore:
         ]
 
     def partition_count(self, topic: str, *, deadline: float | None = None) -> int | None:
-        """The number of partitions that the owner of partition 0 recorded; None where none did."""
-        [reply] = self._run([("HGET", self._keys.meta(TopicPartition(topic, 0)), "partitions")], deadline)
-        return _number(reply)
+        """The number of partitions that owners of the topic recorded; None where none did. The largest, while it is changing."""
+        places = [TopicPartition(topic, number) for number in range(COUNT_IS_ASKED_OF)]
+        replies = self._run([("HGET", self._keys.meta(tp), "partitions") for tp in places], deadline)
+        return max((int(reply) for reply in replies if reply), default=None)
 
     def erase(self, erasures: Sequence[Erasure], token: str, *, deadline: float | None = None) -> bool:
         """Forgets conversations of one partition, all or none, and takes the partition from its owner under `token`, a new UUID.
@@ -278,6 +283,13 @@ class StateStore:
         [reply] = self._run([self._script(ERASE, keys, arguments)], deadline)
         return bool(reply[0] == b"OK")
 
+    def describe(self, *, deadline: float | None = None) -> list[ServerReport]:
+        """For `check` and a worker's start: what the servers are, and which conditions of the guarantee do not hold."""
+        if not isinstance(self.link, RedisLink):
+            return []
+        scratch = self._keys.base(TopicPartition("__check__", 0)) + "scratch"
+        return describe(self.link, scratch, self._deadline(deadline))
+
     def close(self) -> None:
         """Closes the connections."""
         self.link.close()
@@ -285,7 +297,10 @@ class StateStore:
     def _run(self, commands: Sequence[Command], deadline: float | None) -> list[Any]:
         if not commands:
             return []
-        return self.link.exchange(commands, self._clock.monotonic() + CALL_BUDGET_S if deadline is None else deadline)
+        return self.link.exchange(commands, self._deadline(deadline))
+
+    def _deadline(self, deadline: float | None) -> float:
+        return self._clock.monotonic() + CALL_BUDGET_S if deadline is None else deadline
 
     @staticmethod
     def _script(script: Script, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Command:
