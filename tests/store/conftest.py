@@ -10,11 +10,9 @@ from uuid import uuid4
 
 import pytest
 
-from stream_sentiment.store import StateStore, TopicPartition
+from stream_sentiment.store import StateStore
 from stream_sentiment.store.embedded import RedisSource
 from stream_sentiment.testing.redis import RedisServer
-
-TP = TopicPartition("chat.messages", 3)
 
 
 def installed_servers() -> dict[str, str]:
