@@ -1,0 +1,261 @@
+"""The network that is trained: a BERT encoder, one linear head per declared task, and a wide shortcut of hashed token n-grams.
+
+In: padded token ids and their lengths. Out: one logits tensor per head. Blocks on arithmetic only. Raises `ConfigurationError` for a
+checkpoint that is not of the BERT family.
+
+Written out instead of taken from a library for three reasons: plain bf16 matrix products for attention (the CPU flash kernel's backward is
+5 to 8 times slower at these lengths), fused Q, K and V, and sparse gradients for the word vectors (a dense Adam step over 46 k x 384 would
+cost as much as the forward pass).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stream_sentiment.errors import ConfigurationError
+from stream_sentiment.scoring.heads import Head, HeadKind
+
+# Multipliers of the n-gram hash. Both odd, so that the low bits keep all of a token id; the products stay far below 2**63.
+# The ONNX graph computes the same expression (export.py).
+HASH_FIRST = 1_000_003
+HASH_SECOND = 7_368_787
+HASH_SKIP = 15_485_863
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """Sizes of the network. `wide_buckets` = 0 leaves the shortcut out."""
+
+    vocab_size: int
+    hidden_size: int = 384
+    num_layers: int = 6
+    num_heads: int = 12
+    intermediate_size: int = 1536
+    max_positions: int = 96
+    layer_norm_eps: float = 1e-12
+    wide_buckets: int = 0
+
+    @classmethod
+    def from_bert(cls, config: Mapping[str, Any], *, max_positions: int, wide_buckets: int = 0) -> NetworkConfig:
+        """From the `config.json` of a BERT checkpoint directory; refuses what the network cannot compute."""
+        if config.get("model_type") != "bert":
+            raise ConfigurationError(
+                f"config.json says model_type {config.get('model_type')!r}; only BERT-family checkpoints can be trained"
+            )
+        if config.get("hidden_act") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
+            raise ConfigurationError("config.json asks for another activation or position kind; gelu and absolute are supported")
+        return cls(
+            vocab_size=int(config["vocab_size"]),
+            hidden_size=int(config["hidden_size"]),
+            num_layers=int(config["num_hidden_layers"]),
+            num_heads=int(config["num_attention_heads"]),
+            intermediate_size=int(config["intermediate_size"]),
+            max_positions=max_positions,
+            layer_norm_eps=float(config["layer_norm_eps"]),
+            wide_buckets=wide_buckets,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Layer(nn.Module):
+    """One transformer layer, post-norm as in BERT."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.attention_out = nn.Linear(hidden, hidden)
+        self.attention_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.up = nn.Linear(hidden, inner)
+        self.down = nn.Linear(inner, hidden)
+        self.output_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.num_heads = config.num_heads
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: batch x length x hidden; mask: batch x 1 x 1 x length, 0 for tokens and -1e4 for padding."""
+        batch, length, hidden = x.shape
+        size = hidden // self.num_heads
+        qkv = _linear(self.qkv, x).view(batch, length, 3, self.num_heads, size).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv[0], qkv[1], qkv[2]
+        weights = (torch.matmul(query * (1.0 / math.sqrt(size)), key.transpose(-1, -2)) + mask).softmax(-1)
+        context = torch.matmul(weights, value).transpose(1, 2).reshape(batch, length, hidden)
+        x = _norm(self.attention_norm, x + _linear(self.attention_out, context))
+        return _norm(self.output_norm, x + _linear(self.down, F.gelu(_linear(self.up, x))))
+
+
+class SentimentNetwork(nn.Module):
+    """Encoder, mean pooling over the real tokens ([CLS] and [SEP] included), heads.
+
+    Master weights are fp32; `compute_dtype` is the type of the encoder's arithmetic (bf16 where the CPU has it). Heads, pooling and the
+    shortcut stay in fp32.
+    """
+
+    def __init__(self, config: NetworkConfig, heads: tuple[Head, ...]) -> None:
+        super().__init__()
+        self.config = config
+        self.head_specs = heads
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0, sparse=True)
+        self.positions = nn.Parameter(torch.randn(config.max_positions, config.hidden_size) * 0.02)
+        self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.heads = nn.ModuleDict({h.name: nn.Linear(config.hidden_size, h.width) for h in heads})
+        self.wide: nn.Embedding | None = None
+        if config.wide_buckets:
+            self.wide = nn.Embedding(config.wide_buckets, sum(h.width for h in heads), sparse=True)
+            nn.init.zeros_(self.wide.weight)
+        self.compute_dtype = torch.float32
+
+    def pooled(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """ids: batch x length int64; lengths: batch. Returns the mean vector, batch x hidden, fp32."""
+        length = ids.shape[1]
+        dtype = self.compute_dtype
+        x = _norm(self.embedding_norm, (self.words(ids) + self.positions[:length]).to(dtype))
+        keep = torch.arange(length, device=ids.device)[None] < lengths[:, None]
+        mask = torch.zeros(ids.shape[0], 1, 1, length, dtype=dtype, device=ids.device)
+        mask = mask.masked_fill(~keep[:, None, None], -1e4)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return torch.einsum("blh,bl->bh", x.float(), keep.float()) / lengths[:, None]
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Logits by head name: batch x width, fp32."""
+        pooled = self.pooled(ids, lengths)
+        logits = {name: head(pooled) for name, head in self.heads.items()}
+        if self.wide is not None:
+            parts = self.wide_sum(ids, lengths).split([h.width for h in self.head_specs], dim=1)
+            logits = {h.name: logits[h.name] + part for h, part in zip(self.head_specs, parts, strict=True)}
+        return logits
+
+    def wide_sum(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Sum of the table rows of the text's n-grams over the root of their number: batch x sum of head widths."""
+        assert self.wide is not None
+        rows = self.wide(ngram_buckets(ids, self.config.wide_buckets))
+        keep = (ids != 0).float()
+        live = torch.cat([keep, _pairs(keep, 1), _pairs(keep, 2)], dim=1)
+        return (rows * live[:, :, None]).sum(1) / lengths.float().sqrt()[:, None]
+
+    def body_parameters(self) -> list[nn.Parameter]:
+        """All that is neither word vectors, nor shortcut, nor head."""
+        skip = {id(p) for p in self.heads.parameters()} | {id(self.words.weight)}
+        if self.wide is not None:
+            skip.add(id(self.wide.weight))
+        return [p for p in self.parameters() if id(p) not in skip]
+
+
+def ngram_buckets(ids: Tensor, buckets: int) -> Tensor:
+    """Hash of every token, neighbouring pair and pair with one token between: batch x (length + (length-1) + (length-2))."""
+    single = torch.remainder(ids * HASH_FIRST, buckets)
+    pair = torch.remainder(ids[:, :-1] * HASH_FIRST + ids[:, 1:] * HASH_SECOND, buckets)
+    skip = torch.remainder(ids[:, :-2] * HASH_FIRST + ids[:, 2:] * HASH_SKIP, buckets)
+    return torch.cat([single, pair, skip], dim=1)
+
+
+def load_bert(network: SentimentNetwork, weights: Mapping[str, Tensor]) -> None:
+    """Copy a BERT state dict (names `embeddings.*`, `encoder.layer.N.*`, with or without `bert.`) into the network.
+
+    Token type 0 is folded into the positions, since only single texts are scored.
+    """
+    plain = {k.removeprefix("bert."): v.float() for k, v in weights.items()}
+
+    def get(name: str) -> Tensor:
+        if name not in plain:
+            raise ConfigurationError(f"the checkpoint has no tensor {name}; is it a BERT encoder?")
+        return plain[name]
+
+    with torch.no_grad():
+        network.words.weight.copy_(get("embeddings.word_embeddings.weight"))
+        positions = get("embeddings.position_embeddings.weight")[: network.config.max_positions]
+        types = plain.get("embeddings.token_type_embeddings.weight")
+        network.positions.copy_(positions if types is None else positions + types[0])
+        _copy(network.embedding_norm, get, "embeddings.LayerNorm")
+        for index, layer in enumerate(network.layers):
+            assert isinstance(layer, Layer)
+            prefix = f"encoder.layer.{index}."
+            for part in ("weight", "bias"):
+                fused = [get(f"{prefix}attention.self.{n}.{part}") for n in ("query", "key", "value")]
+                getattr(layer.qkv, part).copy_(torch.cat(fused))
+            for module, name in _names(layer):
+                _copy(module, get, prefix + name)
+
+
+def to_bert(network: SentimentNetwork) -> dict[str, Tensor]:
+    """The encoder in the usual BERT names, so that other tools can load it; token type rows are zero (see `load_bert`)."""
+    out: dict[str, Tensor] = {
+        "embeddings.word_embeddings.weight": network.words.weight,
+        "embeddings.position_embeddings.weight": network.positions,
+        "embeddings.token_type_embeddings.weight": torch.zeros(2, network.config.hidden_size),
+        "embeddings.LayerNorm.weight": network.embedding_norm.weight,
+        "embeddings.LayerNorm.bias": network.embedding_norm.bias,
+    }
+    for index, layer in enumerate(network.layers):
+        assert isinstance(layer, Layer)
+        prefix = f"encoder.layer.{index}."
+        for part in ("weight", "bias"):
+            for name, tensor in zip(("query", "key", "value"), getattr(layer.qkv, part).chunk(3), strict=True):
+                out[f"{prefix}attention.self.{name}.{part}"] = tensor
+            for module, name in _names(layer):
+                out[f"{prefix}{name}.{part}"] = getattr(module, part)
+    return {k: v.detach().clone().contiguous() for k, v in out.items()}
+
+
+def read_bert_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """`config.json` and the weights (`model.safetensors`, else `encoder.safetensors`) of a checkpoint directory."""
+    from safetensors.torch import load_file
+
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise ConfigurationError(f"{config_file} is missing; give a BERT checkpoint directory or a bundle")
+    for name in ("model.safetensors", "encoder.safetensors"):
+        if (path / name).is_file():
+            return json.loads(config_file.read_text("utf-8")), load_file(path / name)
+    raise ConfigurationError(f"{path} holds neither model.safetensors nor encoder.safetensors")
+
+
+def default_heads() -> tuple[Head, ...]:
+    """The heads of the default bundle, in the order of the graph's outputs."""
+    from stream_sentiment.scoring.heads import EMOTIONS, POLARITIES, SIGNALS
+
+    return (
+        Head("polarity", HeadKind.SOFTMAX, POLARITIES),
+        Head("emotion", HeadKind.SOFTMAX, EMOTIONS),
+        Head("intensity", HeadKind.REGRESSION, ("intensity",)),
+        Head("signals", HeadKind.SIGMOID, SIGNALS),
+    )
+
+
+def _linear(module: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, module.weight.to(x.dtype), module.bias.to(x.dtype))
+
+
+def _norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, module.normalized_shape, module.weight.to(x.dtype), module.bias.to(x.dtype), module.eps)
+
+
+def _pairs(keep: Tensor, distance: int) -> Tensor:
+    return keep[:, :-distance] * keep[:, distance:]
+
+
+def _names(layer: Layer) -> tuple[tuple[nn.Module, str], ...]:
+    return (
+        (layer.attention_out, "attention.output.dense"),
+        (layer.attention_norm, "attention.output.LayerNorm"),
+        (layer.up, "intermediate.dense"),
+        (layer.down, "output.dense"),
+        (layer.output_norm, "output.LayerNorm"),
+    )
+
+
+def _copy(module: nn.Module, get: Any, name: str) -> None:
+    for part in ("weight", "bias"):
+        getattr(module, part).copy_(get(f"{name}.{part}"))
