@@ -1,3 +1,3 @@
-"""The test kit's own fixtures, for all tests."""
+"""The test kit's own fixtures, for all tests; pytester for the tests of those fixtures."""
 
-pytest_plugins = ["stream_sentiment.testing.pytest_plugin"]
+pytest_plugins = ["stream_sentiment.testing.pytest_plugin", "pytester"]

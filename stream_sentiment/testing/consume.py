@@ -69,6 +69,7 @@ def read_topic(
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
+                "fetch.wait.max.ms": 50,  # how long a broker may sit on the news that a partition is at its end
                 "isolation.level": "read_committed" if read_committed else "read_uncommitted",
                 **(settings or {}),
             }

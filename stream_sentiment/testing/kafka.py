@@ -46,6 +46,8 @@ class NoKafka(ServiceUnavailable):
 class ExternalKafka(TopicsByAdmin):
     """A cluster that exists already. `stop` deletes the topics that were created through it, and nothing else."""
 
+    timeout_s = 10.0  #: for its first answer
+
     def __init__(self, bootstrap_servers: str) -> None:
         self._bootstrap_servers = bootstrap_servers
         self._created: list[str] = []
@@ -61,7 +63,7 @@ class ExternalKafka(TopicsByAdmin):
     def start(self) -> Self:
         """Check that it answers."""
         try:
-            self.admin().list_topics(timeout=10)
+            self.admin().list_topics(timeout=self.timeout_s)
         except KafkaException as error:
             raise ServiceUnavailable(f"{self.description} does not answer: {error.args[0].str()}") from None
         return self

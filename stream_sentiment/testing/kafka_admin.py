@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic  # type: ignore[attr-defined]
+
+from stream_sentiment.errors import ServiceUnavailable
 
 __all__ = ["KafkaHarness", "TopicsByAdmin", "quiet"]
 
@@ -54,12 +57,14 @@ class TopicsByAdmin:
         topic = NewTopic(name, num_partitions=partitions, replication_factor=replicas, config=dict(config or {}))
         admin = self.admin()  # kept in a name: the futures of a client that is garbage fail
         admin.create_topics([topic], operation_timeout=_ADMIN_TIMEOUT_S)[name].result(_ADMIN_TIMEOUT_S)
+        _wait_for_partitions(admin, name, partitions)
 
     def grow_topic(self, name: str, partitions: int) -> None:
         """Raise the number of partitions to `partitions`."""
         admin = self.admin()
         grown = admin.create_partitions([NewPartitions(name, partitions)], operation_timeout=_ADMIN_TIMEOUT_S)
         grown[name].result(_ADMIN_TIMEOUT_S)
+        _wait_for_partitions(admin, name, partitions)
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic with its records."""
@@ -69,3 +74,14 @@ class TopicsByAdmin:
     def admin(self) -> AdminClient:
         """An admin client for what is not wrapped here."""
         return AdminClient(quiet({"bootstrap.servers": self.bootstrap_servers}))
+
+
+def _wait_for_partitions(admin: AdminClient, topic: str, partitions: int) -> None:
+    """The controller answers before the brokers' metadata show the change."""
+    deadline = time.monotonic() + _ADMIN_TIMEOUT_S
+    while time.monotonic() < deadline:
+        found = admin.list_topics(topic, timeout=_ADMIN_TIMEOUT_S).topics[topic].partitions
+        if len(found) == partitions and all(partition.leader >= 0 for partition in found.values()):
+            return
+        time.sleep(0.02)
+    raise ServiceUnavailable(f"topic {topic} did not get its {partitions} partitions within {_ADMIN_TIMEOUT_S} s")
