@@ -19,7 +19,7 @@ from stream_sentiment.testing.worker import environment
 
 
 def accepted(kind: str, value: bytes):
-    return decode(kind, value, [], max_bytes=1 << 20)
+    return decode(kind, value, {}, max_bytes=1 << 20).event
 
 
 def test_time_passes_only_when_the_clock_is_told_to():
