@@ -1,1 +1,1 @@
-"""Kafka at the edge: clients, topics, dead letters, the embedded cluster."""
+"""The Kafka edge: client settings, topics, dead letters, and the embedded broker of the demo."""

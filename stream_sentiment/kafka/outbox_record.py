@@ -1,0 +1,69 @@
+"""One Kafka record as it waits in the Redis outbox: JSON that a person can read, whatever bytes the record holds.
+
+Bytes that are UTF-8 appear as text, others as `{"base64": ...}`. Pure.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from stream_sentiment.events.envelope import Headers
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRecord:
+    """A record to be published at least once, always with the same id, key and headers."""
+
+    topic: str
+    key: bytes | None
+    value: bytes
+    headers: Headers
+    #: High watermark of the output partition at or before the entry was written: an earlier copy cannot lie below it.
+    since: dict[int, int] | None = None
+
+    def encode(self) -> bytes:
+        """The JSON form."""
+        record: dict[str, Any] = {
+            "topic": self.topic,
+            "key": None if self.key is None else _to_json(self.key),
+            "headers": [[name, _to_json(value)] for name, value in self.headers],
+            "value": _to_json(self.value),
+        }
+        if self.since is not None:
+            record["since"] = {str(partition): offset for partition, offset in self.since.items()}
+        return orjson.dumps(record)
+
+    @classmethod
+    def decode(cls, encoded: bytes) -> OutboxRecord:
+        """The record of `encode`. Raises ValueError or KeyError where something else wrote the entry."""
+        record = orjson.loads(encoded)
+        since = record.get("since")
+        return cls(
+            topic=record["topic"],
+            key=None if record["key"] is None else _from_json(record["key"]),
+            value=_from_json(record["value"]),
+            headers=[(name, _from_json(value)) for name, value in record["headers"]],
+            since=None if since is None else {int(partition): offset for partition, offset in since.items()},
+        )
+
+    def event_id(self) -> str:
+        """By which a consumer knows a copy: `__dlq.id` of a dead letter, else `ce_id`. A dead letter may hold a foreign `ce_id`."""
+        ids = {name: value for name, value in self.headers if name in ("__dlq.id", "ce_id")}
+        return (ids.get("__dlq.id") or ids.get("ce_id") or b"").decode()
+
+
+def _to_json(raw: bytes) -> Any:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(raw).decode("ascii")}
+
+
+def _from_json(value: Any) -> bytes:
+    if isinstance(value, dict):
+        return base64.b64decode(value["base64"], validate=True)
+    return str(value).encode()

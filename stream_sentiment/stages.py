@@ -1,0 +1,105 @@
+"""What passes between the threads of a worker: epochs, records, windows.
+
+An `Epoch` is one assignment of one input partition to this worker. Every record carries the epoch under which it was read;
+whatever comes back for a dead epoch is dropped, never applied, never committed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stream_sentiment.events.incoming import Decoded, InvalidEvent, Skip
+from stream_sentiment.store.keys import TopicPartition
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from stream_sentiment.conversation.state import ConversationState
+    from stream_sentiment.scoring.scorer import Score
+
+    BatchFuture = Future[tuple[list[Score | Exception], float]]
+
+
+class Epoch:
+    """One assignment of one partition.
+
+    `alive` is written by the poll thread (and by the apply thread when Redis answers FENCED or GAP), read by all. `watermark` and
+    `states` belong to the apply thread once the epoch has started.
+    """
+
+    __slots__ = (
+        "alive",
+        "attempts",
+        "committed",
+        "kind",
+        "last_progress",
+        "last_timestamp_ms",
+        "partition",
+        "read_up_to",
+        "states",
+        "token",
+        "watermark",
+    )
+
+    def __init__(self, partition: TopicPartition, kind: str, token: str, watermark: int) -> None:
+        self.partition = partition
+        #: chat or review
+        self.kind = kind
+        self.token = token
+        #: Next input offset to apply; equal to what Redis holds.
+        self.watermark = watermark
+        #: Next input offset to be read; poll thread only.
+        self.read_up_to = watermark
+        #: Last offset committed to Kafka; poll thread only.
+        self.committed = -1
+        self.alive = True
+        #: How often the partition was acquired anew because of FENCED or GAP without progress in between.
+        self.attempts = 0
+        self.last_progress = 0.0
+        self.last_timestamp_ms = 0
+        #: Write-through cache of conversation states, by conversation key, with the monotonic time of the last write.
+        self.states: dict[str, tuple[ConversationState | None, float]] = {}
+
+    def __repr__(self) -> str:
+        return f"Epoch({self.partition.topic}[{self.partition.partition}] wm={self.watermark} alive={self.alive})"
+
+
+@dataclass(slots=True)
+class Record:
+    """One Kafka record on its way through the worker."""
+
+    epoch: Epoch
+    offset: int
+    timestamp_ms: int
+    received_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]] | None
+    outcome: Decoded | Skip | InvalidEvent
+    #: What the model is to read; None when nothing is scored.
+    text: str | None = None
+    skipped_reason: str | None = None
+    language: str = ""
+    truncated: bool = False
+    score: Score | None = None
+    #: Set when the model failed on this record alone.
+    poison: str | None = None
+    batch_size: int = 0
+    inference_ms: float = 0.0
+    queue_ms: float = 0.0
+
+
+@dataclass(slots=True)
+class Window:
+    """An arrival window: records of any mix of partitions in the order of arrival, and their scores in the making."""
+
+    records: list[Record]
+    trigger: str
+    #: Monotonic seconds when the window was closed.
+    closed_at: float
+    size_bytes: int = 0
+    scored: list[Record] = field(default_factory=list)
+    #: Indices into `scored`, one list a micro-batch, and the future of each.
+    batches: list[list[int]] = field(default_factory=list)
+    futures: list[BatchFuture] = field(default_factory=list)

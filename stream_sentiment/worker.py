@@ -1,0 +1,287 @@
+"""The worker: the one place that knows every room, joins them, and starts, drains and stops them.
+
+Threads: *poll* (the caller of `run`), *score* with its inference pool, *apply*; between them bounded queues (`flow.Flow`).
+Start-up refuses what cannot work: wrong settings, a broken model bundle, missing topics, refused credentials. After that an outage
+of Kafka or Redis is waited out, and whatever else goes wrong ends the process with its reason, to be started anew.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from confluent_kafka import Producer
+
+from stream_sentiment import __version__
+from stream_sentiment.apply_stage import ApplyStage
+from stream_sentiment.clock import Clock, SystemClock
+from stream_sentiment.errors import ConfigurationError, TryAgain
+from stream_sentiment.escalation.rules import RuleSet, load_rules
+from stream_sentiment.events.routing import RoutingOptions
+from stream_sentiment.flow import Flow
+from stream_sentiment.intake import Intake
+from stream_sentiment.kafka.clients import first_contact, producer_config
+from stream_sentiment.observability.definitions import Domain
+from stream_sentiment.observability.health import HealthServer, HealthState, StuckDetector
+from stream_sentiment.observability.logs import get_logger, kafka_logger
+from stream_sentiment.observability.metrics import Metrics
+from stream_sentiment.outbox import KafkaPublisher, Outbox
+from stream_sentiment.score_stage import ScoreStage
+from stream_sentiment.settings import Settings
+from stream_sentiment.store.redis import StateStore
+
+if TYPE_CHECKING:
+    from stream_sentiment.scoring.scorer import Scorer
+
+#: First answer of Kafka at start-up.
+CONTACT_SECONDS = 15.0
+#: Redis keeps a state this much longer than event time says, so that an event near the end of its life still finds it.
+STATE_GRACE_MS = 60 * 60 * 1000
+
+log = get_logger("worker")
+
+
+def inference_threads(setting: int | None) -> int:
+    """The CPUs that this process may use, by affinity and cgroup quota: ONNX Runtime would count the host's."""
+    if setting is not None:
+        return setting
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as quota_file:
+            quota, period = quota_file.read().split()
+        if quota != "max":
+            cpus = min(cpus, int(quota) // int(period))
+    except (OSError, ValueError):
+        pass
+    return max(1, cpus)
+
+
+def load_scorer(settings: Settings) -> Scorer:
+    """The scorer that the settings ask for. Raises ConfigurationError for a bundle or a device that will not do."""
+    from stream_sentiment.scoring.bundle import default_bundle_path
+    from stream_sentiment.scoring.scorer import OnnxScorer, StubScorer
+
+    if settings.model.stub:
+        return StubScorer()
+    path = settings.model.path or default_bundle_path()
+    budget = settings.model.token_budget
+    if settings.model.device == "cpu":
+        return OnnxScorer(path, device="cpu", token_budget=budget)
+    try:
+        return OnnxScorer(path, precision="fp16", device="cuda", token_budget=budget)
+    except ConfigurationError as error:
+        if settings.model.device == "cuda":
+            raise
+        log.info("cpu_chosen", reason=str(error))
+        return OnnxScorer(path, device="cpu", token_budget=budget)
+
+
+class Worker:
+    """One consumer of the group, with its model, its threads and its HTTP endpoint."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        scorer: Scorer | None = None,
+        rules: RuleSet | None = None,
+        clock: Clock | None = None,
+        exit_when_idle: float | None = None,
+        on_listening: Callable[[str], None] | None = None,
+    ) -> None:
+        """Loads rules and model; contacts nobody yet.
+
+        Args:
+            scorer, rules: in place of those that the settings name.
+            exit_when_idle: seconds at the end of every assigned partition after which `run` returns.
+            on_listening: told the address of the HTTP endpoint.
+        """
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.metrics = Metrics(clock=self.clock)
+        self.health = HealthState()
+        self.rules = rules or load_rules(settings.rules.path)
+        started = time.monotonic()
+        self.scorer = scorer or load_scorer(settings)
+        self.metrics.model_load_seconds.set(time.monotonic() - started)
+        self._exit_when_idle = exit_when_idle
+        self._on_listening = on_listening
+        self._intake: Intake | None = None
+        self._apply: ApplyStage | None = None
+        self._stop_requested = threading.Event()
+        self._incomplete = False
+
+    def stop(self) -> None:
+        """Ask for a graceful end: drain within `worker.drain_timeout`, then `run` returns. May be called from a signal handler."""
+        self._stop_requested.set()
+        if self._intake is not None:
+            self._intake.stop()
+
+    def run(self) -> None:
+        """Work until `stop`, or until idle.
+
+        Raises:
+            ConfigurationError: something is wrong that trying again cannot mend.
+            ServiceUnavailable: Kafka or Redis cannot be reached at start-up.
+            TryAgain: the drain reached its deadline; nothing is lost, the next owner goes on from the watermark.
+        """
+        settings = self.settings
+        self._declare_metrics()
+        server = HealthServer(settings.http.host, settings.http.port, self.metrics, self.health)
+        server.start()
+        stuck = StuckDetector(self.health)
+        stuck.start()
+        if self._on_listening is not None:
+            self._on_listening(f"http://{settings.http.host}:{server.port}")
+        try:
+            self._work()
+        finally:
+            self.health.set_ready("running", False, "stopped")
+            stuck.stop()
+            server.stop()
+        if self._incomplete:
+            raise TryAgain(
+                "the drain reached its deadline before everything read was applied; the next owner reads it again"
+            )
+
+    def _work(self) -> None:
+        settings, metrics, health = self.settings, self.metrics, self.health
+        store = self._open_store()
+        bulk_errors: list[ApplyStage] = []
+        bulk = Producer(
+            producer_config(
+                settings.kafka, settings.output.linger, settings.output.delivery_timeout, kafka_logger("bulk")
+            )
+            | {"delivery.report.only.error": True, "on_delivery": lambda *report: bulk_errors[0].bulk_delivery(*report)}
+        )
+        partition_counts = self._check_topics(bulk)
+        flow = Flow(settings.intake.windows_in_flight)
+        outbox = Outbox(store, metrics, dlq_topic=settings.topics.dead_letters)
+        outbox.use(
+            KafkaPublisher(
+                Producer(
+                    producer_config(
+                        settings.kafka, settings.output.linger, settings.output.delivery_timeout, kafka_logger("outbox")
+                    )
+                ),
+                outbox,
+            )
+        )
+        stall = settings.worker.stall_timeout.total_seconds()
+        for loop in ("intake", "score", "apply"):
+            health.watch(loop, stall)
+        apply_stage = ApplyStage(
+            settings,
+            store,
+            flow,
+            outbox,
+            bulk,
+            metrics,
+            self.clock,
+            rules=self.rules,
+            model=self.scorer.info,
+            beat=lambda: health.beat("apply"),
+            on_error=self._fail,
+        )
+        bulk_errors.append(apply_stage)
+        score_stage = ScoreStage(
+            self.scorer,
+            flow,
+            metrics,
+            threads=inference_threads(settings.model.threads),
+            token_budget=settings.model.token_budget,
+            beat=lambda: health.beat("score"),
+            on_error=self._fail,
+        )
+        intake = Intake(
+            settings,
+            store,
+            flow,
+            metrics,
+            health,
+            self.clock,
+            routing=RoutingOptions(
+                frozenset(settings.intake.languages),
+                settings.intake.default_language,
+                settings.intake.max_text_chars,
+                self.rules.options.score_roles,
+            ),
+            partition_counts=partition_counts,
+            on_acquired=apply_stage.acquired,
+            on_released=apply_stage.released,
+            exit_when_idle=self._exit_when_idle,
+        )
+        self._intake, self._apply = intake, apply_stage
+        if self._stop_requested.is_set():
+            intake.stop()
+        score_stage.start()
+        apply_stage.start(intake.reacquire)
+        health.set_ready("running", True)
+        log.info("worker_started", version=__version__, model=self.scorer.info.name, rules_version=self.rules.version)
+        try:
+            intake.run()
+        finally:
+            for loop in ("intake", "score", "apply"):
+                health.unwatch(loop)
+            self._incomplete = not flow.idle() or outbox.depth > 0
+            if self._incomplete:
+                apply_stage.abort()
+            flow.close()
+            score_stage.join(5.0)
+            apply_stage.join(5.0)
+            store.close()
+        log.info("worker_stopped", incomplete=self._incomplete)
+
+    def _fail(self, error: BaseException) -> None:
+        """A stage cannot go on: the whole worker ends, and with it the membership in the group."""
+        log.error("stage_failed", reason=type(error).__name__, exc_info=error)
+        if self._apply is not None:
+            self._apply.abort()
+        if self._intake is not None:
+            self._intake.fail(error)
+
+    def _open_store(self) -> StateStore:
+        settings = self.settings
+        url = settings.redis.url.get_secret_value()
+        if settings.redis.cluster:
+            url = url.replace("redis://", "redis+cluster://", 1).replace("rediss://", "rediss+cluster://", 1)
+        timeout = settings.redis.timeout.total_seconds()
+        return StateStore(
+            url,
+            group=settings.kafka.group_id,
+            prefix=settings.redis.prefix,
+            state_ttl_ms=self.rules.options.ttl_ms + STATE_GRACE_MS,
+            connect_timeout=timeout,
+            socket_timeout=timeout,
+            clock=self.clock,
+            on_fault=lambda fault: self.metrics.redis_errors_total.labels(fault.value).inc(),
+        )
+
+    def _check_topics(self, client: Producer) -> Mapping[str, int]:
+        """Number of partitions of each input topic. Raises ConfigurationError when a topic is missing."""
+        metadata = first_contact(client, self.settings.kafka.bootstrap_servers, CONTACT_SECONDS)
+        topics = self.settings.topics
+        wanted = [*topics.inputs(), topics.scored, topics.conversation_state, topics.escalations, topics.dead_letters]
+        missing = [name for name in wanted if name not in metadata.topics or metadata.topics[name].error is not None]
+        if missing:
+            raise ConfigurationError(
+                f"Kafka has no topic {', '.join(missing)}. Create what is missing with `stream-sentiment topics create`."
+            )
+        self.health.set_ready("kafka", True)
+        return {name: len(metadata.topics[name].partitions) for name in topics.inputs()}
+
+    def _declare_metrics(self) -> None:
+        info, topics = self.scorer.info, self.settings.topics
+        declare = self.metrics.declare
+        declare(Domain.INPUT_TOPIC, list(topics.inputs()))
+        declare(
+            Domain.OUTPUT_TOPIC, [topics.scored, topics.conversation_state, topics.escalations, topics.dead_letters]
+        )
+        declare(Domain.RULE, list(self.rules.default.by_id))
+        declare(Domain.LABEL, info.labels["polarity"], only=["predictions_total"])
+        declare(Domain.LABEL, info.emotion_labels, only=["emotion_predictions_total"])
+        self.metrics.model_ready.set(1)
+        self.health.set_ready("model", True, f"{info.name} {info.version}")
