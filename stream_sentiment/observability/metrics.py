@@ -186,6 +186,7 @@ class Metrics:
 
     # Group membership and position
     assigned_partitions = gauges("Partitions assigned to this worker.", TOPIC)
+    topic_partitions = gauges("Partitions that the topic has, as the broker says.", TOPIC)
     rebalances_total = counters("Rebalance callbacks.", Label("kind", values.Rebalance))
     rebalance_duration_seconds = histogram("Revoke to assign, the drain included.", LATENCY)
     commits_total = counters("Offset commits to Kafka.", Label("result", values.CommitResult))
@@ -207,6 +208,7 @@ class Metrics:
 
     # The process
     ready = gauges("1 if this condition of /readyz holds.", Label("condition", Domain.CONDITION))
+    stuck_loops_total = counter("Times that a loop passed its bound; the stacks of all threads went to the log.")
     log_lines_suppressed_total = counters("Log lines dropped by the rate limit.", Label("event", Domain.EVENT))
     shutdown_duration_seconds = gauge("Seconds from SIGTERM to the end of the drain.")
     drain_incomplete_total = counter(
