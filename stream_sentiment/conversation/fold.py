@@ -110,7 +110,9 @@ def _created(state: ConversationState, turn: Turn, options: StateOptions) -> Out
     ids = state.recent_ids
     if turn.message_id in ids:
         return DUPLICATE
-    _remember(state, turn.message_id, options)
+    ids[turn.message_id] = None
+    if len(ids) > options.remembered_ids:
+        del ids[next(iter(ids))]
     role, at, last = turn.role, turn.at_ms, state.last_event_at_ms
     counts = state.counts
     counts[role] += 1
@@ -175,15 +177,20 @@ def _someone_else_spoke(state: ConversationState, role: str, at: int) -> None:
     if state.answered_at_ms is None or at > state.answered_at_ms:
         state.answered_at_ms = at
     if state.waiting_since_ms is not None and state.waiting_since_ms <= at:
-        # An answer that arrives out of order leaves those waiting who wrote after it.
-        state.waiting_since_ms = next((entry[AT] for entry in state.window if entry[AT] > at), None)
+        state.waiting_since_ms = None
+        if at < state.last_event_at_ms:
+            # An answer that arrives out of order leaves those waiting who wrote after it.
+            state.waiting_since_ms = next((entry[AT] for entry in state.window if entry[AT] > at), None)
 
 
 def _add_score(state: ConversationState, message_id: str, at: int, score: Score, options: StateOptions) -> None:
     window = state.window
     label = score.label
     emotion = score.emotion_label
-    weight = _weight(score, options)
+    # `_weight`, inlined: this function runs for every message.
+    weight = (
+        1.0 if score.confidence >= options.min_confidence and not score.uncertain else options.low_confidence_weight
+    )
     gain = options.alpha * weight
     keep = 1.0 - gain
     value = score.score
@@ -292,16 +299,17 @@ def _recompute(state: ConversationState, options: StateOptions) -> None:
 def _edited(state: ConversationState, turn: Turn, options: StateOptions) -> Outcome:
     if _superseded(state, turn):
         return DUPLICATE
-    if turn.message_id not in state.recent_ids:
+    entry = next((e for e in state.window if e[ID] == turn.message_id), None)
+    if _revised_already(state, turn) and (entry is None or turn.score is None or _says_the_same(entry, turn.score)):
+        return DUPLICATE
+    if entry is None and turn.message_id not in state.recent_ids:
         if _may_be_forgotten(state, options):
+            _note_revision(state, turn)
             state.approximate = True
             return UNKNOWN_MESSAGE
         outcome = _created(state, turn, options)  # the edit overtook the message, or the stream began after it
         _note_revision(state, turn)
         return outcome
-    entry = next((e for e in state.window if e[ID] == turn.message_id), None)
-    if _revised_already(state, turn) and (entry is None or _says_the_same(entry, turn.score)):
-        return DUPLICATE
     _note_revision(state, turn)
     if turn.signals:
         _count_signals(state, turn)
@@ -337,8 +345,8 @@ def _deleted(state: ConversationState, turn: Turn, options: StateOptions) -> Out
         # Remembered, so that the message itself is ignored should it arrive after its deletion.
         _remember(state, turn.message_id, options)
         return UNKNOWN_MESSAGE
-    if state.base is not None and turn.role in options.score_roles:
-        state.approximate = True
+    if state.base is not None and (turn.role == "" or turn.role in options.score_roles):
+        state.approximate = True  # a deletion need not say whose message it was
         return APPROXIMATE
     return APPLIED
 
@@ -367,8 +375,8 @@ def _uncount_emotion(state: ConversationState, entry: WindowEntry) -> None:
         del state.emotions[entry[EMOTION]]
 
 
-def _says_the_same(entry: WindowEntry, score: Score | None) -> bool:
-    return score is not None and entry[SCORE:WEIGHT] == [score.score, score.label, score.emotion_label]
+def _says_the_same(entry: WindowEntry, score: Score) -> bool:
+    return entry[SCORE:WEIGHT] == [score.score, score.label, score.emotion_label]
 
 
 def _may_be_forgotten(state: ConversationState, options: StateOptions) -> bool:

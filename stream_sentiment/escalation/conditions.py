@@ -36,7 +36,7 @@ class Compiled:
     gaps_ms: tuple[int, ...] = ()  # every agent_response_gap inside: the rule needs timers
     by_model: bool = False  # rests on the model's scores, not only on signals, phase or time
     discrete: bool = False  # another person's turn can release it (phase, gap)
-    message_ids: bool = False  # judges the one message at hand
+    needs_signal: bool = False  # cannot hold for a message without signals
 
 
 def compile_condition(condition: Condition, min_confidence: float) -> Compiled:
@@ -152,7 +152,6 @@ def _message(message: Message, min_confidence: float) -> Compiled:
         open_threshold=least if emotion is not None else highest,
         close_threshold=None,
         by_model=True,
-        message_ids=True,
     )
 
 
@@ -169,7 +168,7 @@ def _signal(names: frozenset[str]) -> Compiled:
         measure=lambda state, turn, now: 1.0 if holds(state, turn, now) else 0.0,
         open_threshold=1.0,
         close_threshold=None,
-        message_ids=True,
+        needs_signal=True,
     )
 
 
@@ -189,7 +188,7 @@ def _signals_seen(seen: SignalsSeen) -> Compiled:
         measure=lambda state, turn, now: state.signals.get(name, 0),
         open_threshold=least,
         close_threshold=None,
-        message_ids=True,
+        needs_signal=True,
     )
 
 
@@ -250,7 +249,8 @@ def _all_of(parts: list[Compiled]) -> Compiled:
     def released(state: ConversationState, now: int) -> bool:
         return any(release(state, now) for release in releases)
 
-    return _combine(parts, holds, released if releases else None)
+    needs_signal = any(part.needs_signal for part in parts)
+    return _combine(parts, holds, released if releases else None, needs_signal)
 
 
 def _any_of(parts: list[Compiled]) -> Compiled:
@@ -269,10 +269,11 @@ def _any_of(parts: list[Compiled]) -> Compiled:
     def released(state: ConversationState, now: int) -> bool:
         return all(release(state, now) for release in releases)
 
-    return _combine(parts, holds, released if releases else None)
+    needs_signal = all(part.needs_signal for part in parts)
+    return _combine(parts, holds, released if releases else None, needs_signal)
 
 
-def _combine(parts: list[Compiled], holds: Holds, released: Released) -> Compiled:
+def _combine(parts: list[Compiled], holds: Holds, released: Released, needs_signal: bool) -> Compiled:
     telling = _most_telling(parts)
     evidence = [part for part in parts if part.kind not in ("phase", "unanswered")]
     return Compiled(
@@ -285,7 +286,7 @@ def _combine(parts: list[Compiled], holds: Holds, released: Released) -> Compile
         gaps_ms=tuple(sorted({gap for part in parts for gap in part.gaps_ms})),
         by_model=bool(evidence) and all(part.by_model for part in evidence),
         discrete=any(part.discrete for part in parts),
-        message_ids=any(part.message_ids for part in parts),
+        needs_signal=needs_signal,
     )
 
 

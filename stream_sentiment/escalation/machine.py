@@ -104,7 +104,7 @@ def _customer_turn(
     if esc is None or esc.status != "open":
         pending = esc is not None and bool(esc.pending)
         holding: list[CompiledRule] | None = None
-        for rule in view.rules:
+        for rule in view.rules if turn.signals else view.quiet_rules:
             if rule.holds(state, turn, now):
                 if _guarded(state, turn, rule, view, limited):
                     continue

@@ -73,6 +73,7 @@ class RuleView:
     version: str
     options: StateOptions
     rules: tuple[CompiledRule, ...]
+    quiet_rules: tuple[CompiledRule, ...]  # those that can hold for a message without signals
     by_id: Mapping[str, CompiledRule]
     timed: tuple[CompiledRule, ...]
     skip_first_messages: int
@@ -88,11 +89,8 @@ class RuleSet:
     raw: dict[str, Any]
     file: RuleFile
     default: RuleView
+    has_timers: bool = False
     views: dict[tuple[int, ...], RuleView] = field(default_factory=dict)
-
-    @property
-    def has_timers(self) -> bool:
-        return bool(self.default.timed) or any(view.timed for view in self.views.values())
 
     @property
     def options(self) -> StateOptions:
@@ -167,6 +165,7 @@ def parse_rules(text: str, name: str = "rules") -> RuleSet:
             raise _configuration_error(name, f"with {where}: ", error) from error
         except _NoSuchPath as error:
             raise ConfigurationError(f"rule file {name}: {error}") from error
+    rules.has_timers = any(view.timed for view in [default, *rules.views.values()])
     return rules
 
 
@@ -248,6 +247,7 @@ def _compile(file: RuleFile, version: str) -> RuleView:
         version=version,
         options=options,
         rules=rules,
+        quiet_rules=tuple(rule for rule in rules if not rule.condition.needs_signal),
         by_id={rule.id: rule for rule in rules},
         timed=tuple(rule for rule in rules if rule.condition.gaps_ms),
         skip_first_messages=defaults.skip_first_messages,
