@@ -9,21 +9,23 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from stream_sentiment.batching import plan_micro_batches
-from stream_sentiment.scoring.bundle import ModelInfo, load_bundle
+from stream_sentiment.scoring.bundle import Bundle, ModelInfo, default_bundle_path, load_bundle, read_manifest
 from stream_sentiment.scoring.calibration import Calibrator, Score
 from stream_sentiment.scoring.errors import InferenceError
 from stream_sentiment.scoring.heads import EMOTIONS, POLARITIES, SIGNALS
-from stream_sentiment.scoring.session import Device, Session
+from stream_sentiment.scoring.session import PRECISION_OF, Device, Session, choose_device
 from stream_sentiment.scoring.tokenizer import TextTokenizer, TokenizedText
 
 # Padded tokens of one run. Throughput is flat from 64 to 1,024; above that the activations leave the L2 cache.
 TOKEN_BUDGET = 512
+
+__all__ = ["InferenceError", "ModelInfo", "OnnxScorer", "Score", "Scorer", "StubScorer", "TokenizedText", "pad"]
 
 _OUT_OF_MEMORY = ("failed to allocate memory", "bfcarena", "out of memory", "cuda error 2:", "bad_alloc")
 
@@ -48,8 +50,7 @@ class Scorer(Protocol):
 class OnnxScorer:
     """A bundle on onnxruntime. A message's score does not depend on the messages beside it (static int8 scales, masked sums)."""
 
-    def __init__(self, path: Path, *, precision: str = "int8", device: Device = "cpu", token_budget: int = TOKEN_BUDGET) -> None:
-        bundle = load_bundle(path, precision)
+    def __init__(self, bundle: Bundle, *, device: Device = "cpu", token_budget: int = TOKEN_BUDGET) -> None:
         self.info = bundle.info
         self.bundle = bundle
         self.token_budget = token_budget
@@ -57,6 +58,18 @@ class OnnxScorer:
         self._session = Session(bundle, device)
         self._tokenizer = TextTokenizer(bundle.tokenizer, bundle.info.max_length)
         self.provider = self._session.provider
+
+    @classmethod
+    def load(
+        cls, path: Path | None = None, *, device: Device | Literal["auto"] = "auto", token_budget: int = TOKEN_BUDGET
+    ) -> OnnxScorer:
+        """Read, verify and open a bundle; without a path the one that comes with the package.
+
+        `auto` takes CUDA where it is there and the bundle has a variant for it, else the CPU; `cuda` refuses anything else.
+        """
+        path = path or default_bundle_path()
+        wanted = choose_device(device, read_manifest(path))
+        return cls(load_bundle(path, PRECISION_OF[wanted]), device=wanted, token_budget=token_budget)
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
         return self._tokenizer.tokenize(texts)

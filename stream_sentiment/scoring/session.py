@@ -7,6 +7,7 @@ inference. Raises `ConfigurationError` when the installation or the device is wr
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import packages_distributions, version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from stream_sentiment.scoring.bundle import Bundle
 
 Device = Literal["cpu", "cuda"]
+
+PRECISION_OF: dict[Device, str] = {"cpu": "int8", "cuda": "fp16"}
+"""The variant of a bundle that a device runs: static int8 on CPU, fp16 on CUDA."""
 
 _SHRINK = "memory.enable_memory_arena_shrinkage"
 
@@ -37,6 +41,27 @@ def check_installation() -> str:
             f"pip uninstall -y {' '.join(found)}, then: pip install 'stream-sentiment[cpu]' (or [gpu])"
         )
     return f"{found[0]} {version(found[0])}"
+
+
+def choose_device(wanted: Device | Literal["auto"], manifest: Mapping[str, Any]) -> Device:
+    """`auto` resolved: CUDA where onnxruntime offers it and the bundle has its variant, else the CPU."""
+    if wanted != "auto":
+        return wanted
+    check_installation()
+    import onnxruntime as ort
+
+    offered = "CUDAExecutionProvider" in ort.get_available_providers()
+    return "cuda" if offered and PRECISION_OF["cuda"] in manifest.get("precisions", {}) and _cuda_starts() else "cpu"
+
+
+def _cuda_starts() -> bool:
+    """The gpu wheel offers CUDA on hosts without a GPU too; only the driver knows."""
+    import ctypes
+
+    try:
+        return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == 0)
+    except OSError:
+        return False
 
 
 class Session:

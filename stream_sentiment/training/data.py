@@ -27,6 +27,9 @@ from stream_sentiment.scoring.text import prepare
 MASKED = -100
 """The target of a softmax head that a row has no label for."""
 
+NO_NEUTRAL = -1e4
+"""The neutral logit of rows whose source knows no neutral: softmax over negative and positive alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

@@ -68,17 +68,24 @@ class NetworkConfig:
         return asdict(self)
 
 
+class Linear(nn.Linear):
+    """A linear layer whose fp32 master weights are cast to the type of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
+
+
 class Layer(nn.Module):
     """One transformer layer, post-norm as in BERT."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.qkv = nn.Linear(hidden, 3 * hidden)
-        self.attention_out = nn.Linear(hidden, hidden)
+        self.qkv = Linear(hidden, 3 * hidden)
+        self.attention_out = Linear(hidden, hidden)
         self.attention_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
-        self.up = nn.Linear(hidden, inner)
-        self.down = nn.Linear(inner, hidden)
+        self.up = Linear(hidden, inner)
+        self.down = Linear(inner, hidden)
         self.output_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.num_heads = config.num_heads
 
@@ -86,12 +93,12 @@ class Layer(nn.Module):
         """x: batch x length x hidden; mask: batch x 1 x 1 x length, 0 for tokens and -1e4 for padding."""
         batch, length, hidden = x.shape
         size = hidden // self.num_heads
-        qkv = _linear(self.qkv, x).view(batch, length, 3, self.num_heads, size).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, size).permute(2, 0, 3, 1, 4)
         query, key, value = qkv[0], qkv[1], qkv[2]
         weights = (torch.matmul(query * (1.0 / math.sqrt(size)), key.transpose(-1, -2)) + mask).softmax(-1)
         context = torch.matmul(weights, value).transpose(1, 2).reshape(batch, length, hidden)
-        x = _norm(self.attention_norm, x + _linear(self.attention_out, context))
-        return _norm(self.output_norm, x + _linear(self.down, F.gelu(_linear(self.up, x))))
+        x = _norm(self.attention_norm, x + self.attention_out(context))
+        return _norm(self.output_norm, x + self.down(F.gelu(self.up(x))))
 
 
 class SentimentNetwork(nn.Module):
@@ -118,11 +125,15 @@ class SentimentNetwork(nn.Module):
 
     def pooled(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids: batch x length int64; lengths: batch. Returns the mean vector, batch x hidden, fp32."""
-        length = ids.shape[1]
+        return self.encode(self.words(ids), lengths)
+
+    def encode(self, words: Tensor, lengths: Tensor) -> Tensor:
+        """The same from word vectors, batch x length x hidden; the part that `torch.compile` takes."""
+        length = words.shape[1]
         dtype = self.compute_dtype
-        x = _norm(self.embedding_norm, (self.words(ids) + self.positions[:length]).to(dtype))
-        keep = torch.arange(length, device=ids.device)[None] < lengths[:, None]
-        mask = torch.zeros(ids.shape[0], 1, 1, length, dtype=dtype, device=ids.device)
+        x = _norm(self.embedding_norm, (words + self.positions[:length]).to(dtype))
+        keep = torch.arange(length, device=words.device)[None] < lengths[:, None]
+        mask = torch.zeros(words.shape[0], 1, 1, length, dtype=dtype, device=words.device)
         mask = mask.masked_fill(~keep[:, None, None], -1e4)
         for layer in self.layers:
             x = layer(x, mask)
@@ -232,10 +243,6 @@ def default_heads() -> tuple[Head, ...]:
         Head("intensity", HeadKind.REGRESSION, ("intensity",)),
         Head("signals", HeadKind.SIGMOID, SIGNALS),
     )
-
-
-def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    return F.linear(x, module.weight.to(x.dtype), module.bias.to(x.dtype))
 
 
 def _norm(module: nn.LayerNorm, x: Tensor) -> Tensor:

@@ -40,8 +40,6 @@ from stream_sentiment.training.network import (
 HEAD_WEIGHT = {"polarity": 1.0, "emotion": 1.0, "intensity": 0.3, "signals": 0.3}
 # Rare emotions count more: anxiety and surprise are 3 to 8 % of the rows.
 EMOTION_WEIGHT = {"anger": 1.0, "disappointment": 1.1, "anxiety": 1.5, "joy": 1.0, "surprise": 1.5, "neutral": 1.0}
-NO_NEUTRAL = -1e4
-"""Added to the neutral logit of rows whose source is binary: softmax over negative and positive alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +95,7 @@ class Trainer:
             tables.append({"params": [network.wide.weight], "peak": settings.wide_rate})
         self.sparse = torch.optim.SparseAdam(tables, lr=settings.word_rate, betas=(0.9, 0.98))
         self._body = body
+        self._encode = torch.compile(network.encode, dynamic=True) if settings.compile else network.encode
         self._emotion = torch.tensor([EMOTION_WEIGHT.get(x, 1.0) for h in self.heads if h.name == "emotion" for x in h.labels])
         self.step = 0
 
@@ -174,7 +173,7 @@ class Trainer:
         masked, lengths = torch.from_numpy(ids), torch.from_numpy(batch.lengths)
         targets = {k: torch.from_numpy(v) for k, v in batch.targets.items()}
         weight, binary = torch.from_numpy(batch.weight), torch.from_numpy(batch.binary)
-        pooled = F.dropout(self.network.pooled(masked, lengths), settings.pooled_dropout)
+        pooled = F.dropout(self._encode(self.network.words(masked), lengths), settings.pooled_dropout)
         deep = {name: head(pooled) for name, head in self.network.heads.items()}
         losses = self._losses(deep, targets, weight, binary)
         total = torch.stack([HEAD_WEIGHT.get(k, 1.0) * v for k, v in losses.items()]).sum()
@@ -205,7 +204,7 @@ class Trainer:
                 smoothing = self.settings.label_smoothing
                 if head.name == "polarity" and bool(binary.any()):
                     z = z.clone()
-                    z[binary, head.labels.index("neutral")] += NO_NEUTRAL
+                    z[binary, head.labels.index("neutral")] += data.NO_NEUTRAL
                     smoothing = 0.0  # smoothing towards a logit of -1e4 would be a loss of 500
                 classes = self._emotion if head.name == "emotion" else None
                 each = F.cross_entropy(
