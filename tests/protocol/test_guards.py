@@ -1,0 +1,174 @@
+"""Each guard of each script by a directed schedule: harm is done exactly when the guard is removed.
+
+Random schedules cannot show this: token and watermark back each other up, and with a bit-stable model one alone is nearly enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import fakeredis
+import pytest
+
+from stream_sentiment.store import ApplyOutcome, Erasure, PartitionBatch, StateStore, TopicPartition
+from stream_sentiment.store.errors import Fenced
+from tests.protocol.fuzz import ALREADY_GUARD, GAP_GUARD, TOKEN_GUARD, without
+from tests.protocol.world import ScriptedRedis, make_store
+
+TP = TopicPartition("chat.messages", 0)
+ANN = "tenant|ann"
+
+
+def one(token: str, first: int, following: int, state: bytes | None, **outputs: bytes) -> PartitionBatch:
+    fields = {name.replace("_", ":").lstrip("f"): record for name, record in outputs.items()}
+    return PartitionBatch(TP, token, first, following, {ANN: state}, fields)
+
+
+def owned(store: StateStore, token: str, start: int = 0) -> None:
+    store.acquire([(TP, token)], "worker", partition_counts={TP.topic: 1})
+    store.initialise(TP, token, start)
+
+
+def state(store: StateStore) -> bytes | None:
+    return store.load([(TP, [ANN])])[0][0]
+
+
+def outbox(store: StateStore) -> dict[str, bytes]:
+    return store.acquire([(TP, "reader")], "reader")[0].outbox
+
+
+def a_zombie_writes_its_view_of_an_event(store: StateStore) -> bool:
+    """Two owners score one event differently; the one that lost the partition is faster."""
+    owned(store, "zombie")
+    owned(store, "owner")
+    store.apply([one("zombie", 0, 1, b"the zombie's view")])
+    return state(store) is not None
+
+
+def an_erased_state_comes_back_from_a_cache(store: StateStore) -> bool:
+    """The owner holds the state in its cache while a person erases the conversation."""
+    owned(store, "owner")
+    store.apply([one("owner", 0, 1, b"v1")])
+    assert store.erase([Erasure(store.find(TP.topic, ANN)[0])], "eraser")
+    store.apply([one("owner", 1, 2, b"v1 and v2")])
+    return state(store) is not None
+
+
+def a_batch_sent_twice_is_no_success(store: StateStore) -> bool:
+    """The reply was lost; the owner must learn that its batch is in, not that it must seek."""
+    owned(store, "owner")
+    batch = one("owner", 0, 5, b"v5")
+    store.apply([batch])
+    return store.apply([batch])[0].outcome is not ApplyOutcome.ALREADY
+
+
+def a_batch_skips_events_that_redis_lost(store: StateStore) -> bool:
+    """A failover took the watermark from 5 back to 3; the same token still stands."""
+    owned(store, "owner", start=3)
+    store.apply([one("owner", 5, 6, b"v1..v6, but 3 and 4 are gone")])
+    return state(store) is not None
+
+
+def a_batch_sent_twice_is_applied_twice(store: StateStore) -> bool:
+    owned(store, "owner")
+    batch = one("owner", 0, 5, b"v5", f4_0=b"escalation")
+    store.apply([batch])
+    store.forget(TP, "owner", ["4:0"])
+    store.apply([batch])
+    return outbox(store) != {}
+
+
+def a_batch_before_the_first_start_is_applied(store: StateStore) -> bool:
+    """Nobody knows yet where to start: Redis may have been wiped."""
+    store.acquire([(TP, "owner")], "worker")
+    try:
+        return store.apply([one("owner", 500, 501, b"x")])[0].outcome is not ApplyOutcome.GAP
+    except Exception:
+        return True
+
+
+def a_zombie_moves_the_watermark(store: StateStore) -> bool:
+    """The zombie resolved the start offset before it stalled, and initialises late."""
+    store.acquire([(TP, "zombie")], "zombie")
+    store.acquire([(TP, "owner")], "owner")
+    try:
+        store.initialise(TP, "zombie", 0)
+    except Fenced:
+        return False
+    return True
+
+
+def a_second_initialise_moves_the_watermark_back(store: StateStore) -> bool:
+    """The reply to INITIALISE was lost, the owner applied, and the late copy of the call arrives."""
+    owned(store, "owner", start=10)
+    store.apply([one("owner", 10, 20, b"v20")])
+    return store.initialise(TP, "owner", 10) != 20
+
+
+def a_zombie_forgets_an_entry_that_was_made_anew(store: StateStore) -> bool:
+    """A failover took the entry back; the new owner made it again from a new score, and has not published it yet."""
+    owned(store, "zombie")
+    store.apply([one("zombie", 0, 1, b"x", f0_0=b"published")])
+    owned(store, "owner")
+    store.initialise(TP, "owner", 0, overwrite=True)
+    store.apply([one("owner", 0, 1, b"y", f0_0=b"made anew")])
+    store.forget(TP, "zombie", ["0:0"])
+    return outbox(store) != {"0:0": b"made anew"}
+
+
+def an_erasure_removes_what_the_eraser_never_saw(store: StateStore) -> bool:
+    """Between find and erase an escalation opened: its `resolved` would be missing."""
+    owned(store, "owner")
+    store.apply([one("owner", 0, 1, b"calm")])
+    found = store.find(TP.topic, ANN)[0]
+    store.apply([one("owner", 1, 2, b"escalated")])
+    store.erase([Erasure(found)], "eraser")
+    return state(store) is None
+
+
+def an_erasure_sent_twice_is_told_that_it_failed(store: StateStore) -> bool:
+    owned(store, "owner")
+    store.apply([one("owner", 0, 1, b"v1")])
+    erasure = Erasure(store.find(TP.topic, ANN)[0], [b"tombstone"])
+    store.erase([erasure], "eraser")
+    return not store.erase([erasure], "eraser")
+
+
+ABSENT = "if not stored then\n  return {'GAP', ''}\nend\n"
+ERASE_FENCE = "redis.call('HSET', KEYS[1], 'token', ARGV[1], 'member', 'erasure')\n"
+ERASE_COMPARE = "  if redis.call('GET', KEYS[2 + i]) ~= ARGV[1 + i] then\n    return {'CHANGED', i}\n  end\n"
+ERASE_TWICE = "if redis.call('HGET', KEYS[1], 'token') == ARGV[1] then\n  return {'OK', 0}\nend\n"
+
+GUARDS: list[tuple[Callable[[StateStore], bool], Callable[[str, str], str]]] = [
+    (a_zombie_writes_its_view_of_an_event, without("apply.lua", TOKEN_GUARD)),
+    (an_erased_state_comes_back_from_a_cache, without("apply.lua", TOKEN_GUARD)),
+    (an_erased_state_comes_back_from_a_cache, without("erase.lua", ERASE_FENCE)),
+    (a_batch_sent_twice_is_no_success, without("apply.lua", ALREADY_GUARD)),
+    (a_batch_skips_events_that_redis_lost, without("apply.lua", GAP_GUARD)),
+    (a_batch_sent_twice_is_applied_twice, without("apply.lua", ALREADY_GUARD, GAP_GUARD)),
+    (a_batch_before_the_first_start_is_applied, without("apply.lua", ABSENT)),
+    (a_zombie_moves_the_watermark, without("initialise.lua", TOKEN_GUARD)),
+    (
+        a_second_initialise_moves_the_watermark_back,
+        lambda name, source: source.replace("HSETNX", "HSET") if name == "initialise.lua" else source,
+    ),
+    (a_zombie_forgets_an_entry_that_was_made_anew, without("forget.lua", TOKEN_GUARD)),
+    (an_erasure_removes_what_the_eraser_never_saw, without("erase.lua", ERASE_COMPARE)),
+    (an_erasure_sent_twice_is_told_that_it_failed, without("erase.lua", ERASE_TWICE)),
+]
+
+
+def store_with(mutate: Callable[[str, str], str]) -> StateStore:
+    return make_store(ScriptedRedis(fakeredis.FakeRedis(), mutate))
+
+
+@pytest.mark.parametrize("harm", list(dict.fromkeys(harm for harm, _ in GUARDS)), ids=lambda harm: harm.__name__)
+def test_it_cannot_happen_that(harm: Callable[[StateStore], bool]) -> None:
+    assert not harm(store_with(lambda name, source: source))
+
+
+@pytest.mark.parametrize(("harm", "mutate"), GUARDS, ids=[harm.__name__ for harm, _ in GUARDS])
+def test_without_its_guard_it_happens_that(
+    harm: Callable[[StateStore], bool], mutate: Callable[[str, str], str]
+) -> None:
+    assert harm(store_with(mutate))

@@ -1,0 +1,190 @@
+"""A worker as a generator: every `yield` is a point where it may crash, stall or lose a partition without being told.
+
+The steps are those of docs/delivery.md. It calls the shipped `StateStore`; only Kafka and the model are imitated.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import TypeVar
+from uuid import UUID
+
+from stream_sentiment.store import ApplyOutcome, Erasure, PartitionBatch, StoreUnavailable, TopicPartition
+from stream_sentiment.store.errors import Fenced
+from tests.protocol.model import Output, State, outputs_of
+from tests.protocol.world import World
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+
+LEARNS = 0.15
+"""Chance, per poll, that a worker hears of partitions it has lost."""
+
+FORGETS = 0.4
+"""Chance, per round, that delivered entries are removed from the outbox: removal is batched and may come any time later."""
+
+
+@dataclass(slots=True)
+class Partition:
+    """What a worker holds of one partition under one token."""
+
+    tp: TopicPartition
+    token: str
+    watermark: int
+    cache: dict[str, State] = field(default_factory=dict)
+    delivered: list[str] = field(default_factory=list)
+
+
+def eraser(world: World, number: int) -> Steps[None]:
+    """A person who erases one conversation, whoever owns its partition at the time."""
+    store = world.store()
+    tp = world.rng.choice(list(world.logs))
+    conversation = world.rng.choice([record.conversation for record in world.logs[tp] if record.conversation])
+    while True:
+        try:
+            found = store.find(tp.topic, conversation, partitions=tp.partition + 1)
+            yield
+            notice = Output(f"erased-{number}-{world.rng.getrandbits(32)}", "erased").encode()
+            token = str(UUID(int=world.rng.getrandbits(128)))
+            done = not found
+            while not done:
+                try:
+                    done = store.erase([Erasure(found[0], [notice])], token)
+                except StoreUnavailable:
+                    yield
+                    continue
+                break
+        except StoreUnavailable:
+            done = False
+        yield
+        if done:
+            return
+
+
+class Worker:
+    """One process. `run` ends when every partition it believes to own is at its end and its outbox is empty."""
+
+    def __init__(self, world: World, name: str, assigned: list[TopicPartition], *, outbox: bool = True) -> None:
+        self.world = world
+        self.name = name
+        self.assigned = assigned
+        self.outbox = outbox
+        self.rng = random.Random(world.rng.random())
+        self.store = world.store()
+        self.partitions: dict[TopicPartition, Partition] = {}
+        for tp in assigned:
+            world.owner[tp] = name
+
+    def run(self) -> Steps[None]:
+        yield from self.acquire(self.assigned)
+        while self.partitions:
+            self.learn()
+            batches, outputs = yield from self.score()
+            if batches:
+                yield from self.apply(batches, outputs)
+            for partition in list(self.partitions.values()):
+                if partition.delivered and (not batches or self.rng.random() < FORGETS):
+                    yield from self.forget(partition)
+            yield
+            if not batches and not any(partition.delivered for partition in self.partitions.values()):
+                return
+
+    def attempt(self, call: Callable[[], T]) -> Steps[T]:
+        """The same call with the same arguments until a reply comes."""
+        while True:
+            try:
+                result = call()
+            except StoreUnavailable:
+                yield
+                continue
+            yield
+            return result
+
+    def learn(self) -> None:
+        """A poll: the consumer group may tell that a partition went to someone else."""
+        for tp in list(self.partitions):
+            if self.world.owner[tp] != self.name and self.rng.random() < LEARNS:
+                del self.partitions[tp]
+
+    def acquire(self, tps: list[TopicPartition]) -> Steps[None]:
+        """Step 1, with a new token per partition, and step 5 for what the last owner left."""
+        tokens = [(tp, str(UUID(int=self.rng.getrandbits(128)))) for tp in tps]
+        acquired = yield from self.attempt(lambda: self.store.acquire(tokens, self.name))
+        for found in acquired:
+            self.partitions.pop(found.tp, None)
+            watermark = found.watermark
+            if watermark is None:
+                start = self.world.logs[found.tp][0].offset
+                try:
+                    watermark = yield from self.attempt(
+                        lambda tp=found.tp, token=found.token, start=start: self.store.initialise(tp, token, start)
+                    )
+                except Fenced:
+                    yield from self.acquire_again(found.tp)
+                    continue
+            partition = self.partitions[found.tp] = Partition(found.tp, found.token, watermark)
+            yield from self.publish(partition, {name: Output.decode(raw) for name, raw in found.outbox.items()})
+
+    def acquire_again(self, tp: TopicPartition) -> Steps[None]:
+        """Step 8: unless the next poll says that the partition is no longer ours."""
+        self.partitions.pop(tp, None)
+        yield
+        if self.world.owner[tp] == self.name or self.rng.random() > LEARNS:
+            yield from self.acquire([tp])
+
+    def score(self) -> Steps[tuple[list[PartitionBatch], list[dict[str, Output]]]]:
+        """Steps 2 and 3, and the fold: one window of all partitions, in any mix."""
+        batches, all_outputs = [], []
+        for partition in list(self.partitions.values()):
+            ahead = [record for record in self.world.logs[partition.tp] if record.offset >= partition.watermark]
+            window = ahead[: self.rng.randint(1, 4)]
+            if not window:
+                continue
+            names = sorted({record.conversation for record in window if record.conversation} - partition.cache.keys())
+            [raw] = yield from self.attempt(lambda p=partition, n=names: self.store.load([(p.tp, n)]))
+            partition.cache.update({name: State.decode(state) for name, state in zip(names, raw, strict=True)})
+            outputs: dict[str, Output] = {}
+            states: dict[str, bytes | None] = {}
+            for record in window:
+                state = partition.cache[record.conversation] if record.conversation else None
+                noise = self.rng.randrange(1_000_000) if self.world.noisy else 0
+                outputs |= outputs_of(partition.tp, record, state, noise)
+                if record.conversation and state is not None:
+                    states[record.conversation] = state.encode()
+                yield
+            encoded = {name: output.encode() for name, output in outputs.items()}
+            batches.append(
+                PartitionBatch(
+                    partition.tp, partition.token, partition.watermark, window[-1].offset + 1, states, encoded
+                )
+            )
+            all_outputs.append(outputs)
+        return batches, all_outputs
+
+    def apply(self, batches: list[PartitionBatch], all_outputs: list[dict[str, Output]]) -> Steps[None]:
+        """Steps 4 to 6, and 8."""
+        results = yield from self.attempt(lambda: self.store.apply(batches))
+        for batch, outputs, result in zip(batches, all_outputs, results, strict=True):
+            partition = self.partitions.get(batch.tp)
+            if partition is None or partition.token != batch.token:
+                continue
+            if result.outcome is ApplyOutcome.OK:
+                partition.watermark = batch.next
+                yield from self.publish(partition, outputs)
+                self.world.commit(batch.tp, batch.next, self.world.watermark(batch.tp))
+            else:
+                yield from self.acquire_again(batch.tp)
+
+    def publish(self, partition: Partition, outputs: dict[str, Output]) -> Steps[None]:
+        """Step 5: at any point between two records the worker may die."""
+        for name, output in outputs.items():
+            yield
+            self.world.topic.append(output)
+            partition.delivered.append(name)
+
+    def forget(self, partition: Partition) -> Steps[None]:
+        fields, partition.delivered = partition.delivered, []
+        token = partition.token
+        yield from self.attempt(lambda: self.store.forget(partition.tp, token, fields))
