@@ -74,10 +74,7 @@ class Supervisor:
         port = 0 if self._base_port == 0 else self._base_port + index
         return subprocess.Popen(
             [sys.executable, "-m", "stream_sentiment", "run", "--port", str(port), *self._arguments],
-            env={
-                **os.environ,
-                "STREAM_SENTIMENT_KAFKA__CLIENT_ID": f"{os.environ.get('STREAM_SENTIMENT_KAFKA__CLIENT_ID', 'stream-sentiment')}-{index}",
-            },
+            env={**os.environ, CLIENT_ID: f"{os.environ.get(CLIENT_ID, 'stream-sentiment')}-{index}"},
             process_group=0,  # a terminal's Ctrl-C reaches the supervisor alone, which passes it on once
         )
 

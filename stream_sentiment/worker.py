@@ -31,6 +31,7 @@ from stream_sentiment.observability.metrics import Metrics
 from stream_sentiment.outbox import KafkaPublisher, Outbox
 from stream_sentiment.score_stage import ScoreStage
 from stream_sentiment.settings import Settings
+from stream_sentiment.store.errors import StoreFault
 from stream_sentiment.store.redis import StateStore
 
 if TYPE_CHECKING:
@@ -61,22 +62,36 @@ def inference_threads(setting: int | None) -> int:
 
 def load_scorer(settings: Settings) -> Scorer:
     """The scorer that the settings ask for. Raises ConfigurationError for a bundle or a device that will not do."""
-    from stream_sentiment.scoring.bundle import default_bundle_path
     from stream_sentiment.scoring.scorer import OnnxScorer, StubScorer
 
     if settings.model.stub:
         return StubScorer()
-    path = settings.model.path or default_bundle_path()
-    budget = settings.model.token_budget
-    if settings.model.device == "cpu":
-        return OnnxScorer(path, device="cpu", token_budget=budget)
-    try:
-        return OnnxScorer(path, precision="fp16", device="cuda", token_budget=budget)
-    except ConfigurationError as error:
-        if settings.model.device == "cuda":
-            raise
-        log.info("cpu_chosen", reason=str(error))
-        return OnnxScorer(path, device="cpu", token_budget=budget)
+    return OnnxScorer.load(settings.model.path, device=settings.model.device, token_budget=settings.model.token_budget)
+
+
+def open_store(
+    settings: Settings,
+    state_ttl_ms: int,
+    *,
+    clock: Clock | None = None,
+    on_fault: Callable[[StoreFault], None] | None = None,
+) -> StateStore:
+    """The state store of the settings. `state_ttl_ms`: how long Redis keeps a state after its last write."""
+    redis = settings.redis
+    url = redis.url.get_secret_value()
+    if redis.cluster:
+        url = url.replace("redis://", "redis+cluster://", 1).replace("rediss://", "rediss+cluster://", 1)
+    timeout = redis.timeout.total_seconds()
+    return StateStore(
+        url,
+        group=settings.kafka.group_id,
+        prefix=redis.prefix,
+        state_ttl_ms=state_ttl_ms,
+        connect_timeout=timeout,
+        socket_timeout=timeout,
+        clock=clock,
+        on_fault=on_fault,
+    )
 
 
 class Worker:
@@ -149,7 +164,12 @@ class Worker:
 
     def _work(self) -> None:
         settings, metrics, health = self.settings, self.metrics, self.health
-        store = self._open_store()
+        store = open_store(
+            settings,
+            self.rules.options.ttl_ms + STATE_GRACE_MS,
+            clock=self.clock,
+            on_fault=lambda fault: metrics.redis_errors_total.labels(fault.value).inc(),
+        )
         bulk_errors: list[ApplyStage] = []
         bulk = Producer(
             producer_config(
@@ -242,23 +262,6 @@ class Worker:
             self._apply.abort()
         if self._intake is not None:
             self._intake.fail(error)
-
-    def _open_store(self) -> StateStore:
-        settings = self.settings
-        url = settings.redis.url.get_secret_value()
-        if settings.redis.cluster:
-            url = url.replace("redis://", "redis+cluster://", 1).replace("rediss://", "rediss+cluster://", 1)
-        timeout = settings.redis.timeout.total_seconds()
-        return StateStore(
-            url,
-            group=settings.kafka.group_id,
-            prefix=settings.redis.prefix,
-            state_ttl_ms=self.rules.options.ttl_ms + STATE_GRACE_MS,
-            connect_timeout=timeout,
-            socket_timeout=timeout,
-            clock=self.clock,
-            on_fault=lambda fault: self.metrics.redis_errors_total.labels(fault.value).inc(),
-        )
 
     def _check_topics(self, client: Producer) -> Mapping[str, int]:
         """Number of partitions of each input topic. Raises ConfigurationError when a topic is missing."""

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
-from confluent_kafka.admin import ClusterMetadata
+from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]
 
 from stream_sentiment.errors import ConfigurationError, ServiceUnavailable
 from stream_sentiment.settings import GroupProtocol, KafkaSettings

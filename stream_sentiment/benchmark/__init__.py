@@ -1,0 +1,1 @@
+"""`stream-sentiment bench`: what the worker costs beside the model, measured in one run on this machine."""
