@@ -82,6 +82,7 @@ class Script:
     """A Lua file beside this module. EVALSHA names it by its digest."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.source = files(__package__).joinpath(name).read_text(encoding="utf-8")
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
