@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from confluent_kafka import (
     OFFSET_INVALID,
@@ -201,12 +201,13 @@ class Intake:
 
     def _take(self, message: Message, received_ms: int, now: float) -> None:
         error = message.error()
-        place = (message.topic(), message.partition())
+        # The client's types allow None for the sake of messages that were never sent; a consumed one has a place.
+        place = cast(tuple[str, int], (message.topic(), message.partition()))
         if error is not None:
             self._consumer_error(error, place)
             return
         epoch = self._epochs.get(place)
-        offset = message.offset()
+        offset = cast(int, message.offset())
         if epoch is None or not epoch.alive or offset < epoch.read_up_to:
             return  # not ours (any more), or read before a seek took effect: its owner reads it again
         if offset > epoch.read_up_to == epoch.watermark and epoch.watermark > 0:
@@ -214,7 +215,7 @@ class Intake:
             log.info("offsets_not_delivered", topic=place[0], partition=place[1], first=epoch.watermark, next=offset)
         epoch.read_up_to = offset + 1
         value = message.value()
-        raw_headers = message.headers()
+        raw_headers = cast("list[tuple[str, bytes | None]] | None", message.headers())
         outcome: Any
         try:
             outcome = decode(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from stream_sentiment.conversation.state import ConversationState
+    from stream_sentiment.conversation.turn import Signal
     from stream_sentiment.scoring.scorer import Score
 
     BatchFuture = Future[tuple[list[Score | Exception], float]]
@@ -80,6 +81,9 @@ class Record:
     #: What the model is to read; None when nothing is scored.
     text: str | None = None
     skipped_reason: str | None = None
+    #: Key of the conversation's state; None for what needs none.
+    conversation: str | None = None
+    signals: tuple[Signal, ...] = ()
     language: str = ""
     truncated: bool = False
     score: Score | None = None

@@ -17,6 +17,7 @@ from confluent_kafka import Producer
 
 from stream_sentiment import __version__
 from stream_sentiment.apply_stage import ApplyStage
+from stream_sentiment.bulk import BulkPublisher
 from stream_sentiment.clock import Clock, SystemClock
 from stream_sentiment.errors import ConfigurationError, TryAgain
 from stream_sentiment.escalation.rules import RuleSet, load_rules
@@ -29,6 +30,7 @@ from stream_sentiment.observability.health import HealthServer, HealthState, Stu
 from stream_sentiment.observability.logs import get_logger, kafka_logger
 from stream_sentiment.observability.metrics import Metrics
 from stream_sentiment.outbox import KafkaPublisher, Outbox
+from stream_sentiment.record_fold import RecordFolder
 from stream_sentiment.score_stage import ScoreStage
 from stream_sentiment.settings import Settings
 from stream_sentiment.store.errors import StoreFault
@@ -170,43 +172,32 @@ class Worker:
             clock=self.clock,
             on_fault=lambda fault: metrics.redis_errors_total.labels(fault.value).inc(),
         )
-        bulk_errors: list[ApplyStage] = []
-        bulk = Producer(
-            producer_config(
-                settings.kafka, settings.output.linger, settings.output.delivery_timeout, kafka_logger("bulk")
-            )
-            | {"delivery.report.only.error": True, "on_delivery": lambda *report: bulk_errors[0].bulk_delivery(*report)}
+        bulk = BulkPublisher(settings, metrics, self.scorer.info, self.rules.version)
+        bulk_producer = Producer(
+            self._producer_config("bulk") | {"delivery.report.only.error": True, "on_delivery": bulk.delivery_failed}
         )
-        partition_counts = self._check_topics(bulk)
+        bulk.use(bulk_producer)
+        partition_counts = self._check_topics(bulk_producer)
         flow = Flow(settings.intake.windows_in_flight)
         outbox = Outbox(store, metrics, dlq_topic=settings.topics.dead_letters)
-        outbox.use(
-            KafkaPublisher(
-                Producer(
-                    producer_config(
-                        settings.kafka, settings.output.linger, settings.output.delivery_timeout, kafka_logger("outbox")
-                    )
-                ),
-                outbox,
-            )
-        )
+        outbox.use(KafkaPublisher(Producer(self._producer_config("outbox")), outbox))
         stall = settings.worker.stall_timeout.total_seconds()
         for loop in ("intake", "score", "apply"):
             health.watch(loop, stall)
+        options = self.rules.options
         apply_stage = ApplyStage(
-            settings,
             store,
             flow,
             outbox,
             bulk,
+            RecordFolder(settings, self.rules, self.scorer.info, bulk),
             metrics,
             self.clock,
-            rules=self.rules,
-            model=self.scorer.info,
+            options_ttl_ms=options.ttl_ms,
             beat=lambda: health.beat("apply"),
             on_error=self._fail,
+            publish_states=lambda batch: bulk.states(batch.touched.values(), options),
         )
-        bulk_errors.append(apply_stage)
         score_stage = ScoreStage(
             self.scorer,
             flow,
@@ -254,6 +245,10 @@ class Worker:
             apply_stage.join(5.0)
             store.close()
         log.info("worker_stopped", incomplete=self._incomplete)
+
+    def _producer_config(self, name: str) -> dict[str, object]:
+        output = self.settings.output
+        return producer_config(self.settings.kafka, output.linger, output.delivery_timeout, kafka_logger(name))
 
     def _fail(self, error: BaseException) -> None:
         """A stage cannot go on: the whole worker ends, and with it the membership in the group."""

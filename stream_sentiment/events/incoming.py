@@ -21,6 +21,8 @@ from stream_sentiment.events.envelope import to_milliseconds
 
 MAX_ID_CHARS: Final = 512
 MAX_ATTRIBUTES: Final = 64
+#: 2200-01-01T00:00:00Z in milliseconds. Times outside are a broken clock or a broken unit, and overflow calendars further on.
+MAX_TIME_MS: Final = 7_258_118_400_000
 MAX_ATTRIBUTE_NAME_CHARS: Final = 128
 MAX_ATTRIBUTE_CHARS: Final = 1024
 
@@ -239,6 +241,8 @@ def _with_kind(topic_kind: str, event: IncomingEvent, event_type: str | None) ->
         at_ms = to_milliseconds(datetime.fromisoformat(event.created_at.upper()))
     except ValueError:
         raise InvalidEvent(InvalidReason.SCHEMA, "created_at: no such date or time") from None
+    if not 0 <= at_ms < MAX_TIME_MS:
+        raise InvalidEvent(InvalidReason.SCHEMA, "created_at: not between 1970 and 2200")
     return Decoded(kind, event, at_ms)
 
 

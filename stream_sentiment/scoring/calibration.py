@@ -12,10 +12,13 @@ from stream_sentiment.errors import ConfigurationError
 from stream_sentiment.scoring.bundle import HeadSpec
 from stream_sentiment.scoring.heads import EMOTIONS, POLARITIES, HeadKind
 
+DIGITS = 4
+"""Decimals of every probability and score."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The result for one message. Probabilities are calibrated and sum to 1 within a head."""
+    """The result for one message. Probabilities are calibrated; within a head they sum to 1, up to their rounding."""
 
     polarity: tuple[float, float, float]  # p(negative), p(neutral), p(positive)
     emotion: tuple[float, ...]  # in the order of ModelInfo.emotion_labels
@@ -47,12 +50,14 @@ class Calibrator:
     def scores(self, logits: npt.NDArray[np.float32]) -> list[Score]:
         """One score per row; the rows must be finite."""
         z = logits.astype(np.float64)
-        polarity = self._softmax(z, "polarity")
-        emotion = self._softmax(z, "emotion")
+        # Rounded here, a batch at a time and before anything is decided on them: what the event shows is what
+        # the rules saw, and the last bits, in which processors differ, cannot move a threshold.
+        polarity = self._softmax(z, "polarity").round(DIGITS)
+        emotion = self._softmax(z, "emotion").round(DIGITS)
         spec = self._columns["polarity"][1]
         best = polarity.argmax(axis=1).tolist()
         feeling = emotion.argmax(axis=1).tolist()
-        values = (polarity[:, 2] - polarity[:, 0]).tolist()
+        values = (polarity[:, 2] - polarity[:, 0]).round(DIGITS).tolist()
         intensity: list[float | None] = [None] * len(z)
         if "intensity" in self._columns:
             intensity = np.clip(z[:, self._columns["intensity"][0]], 0.0, 3.0)[:, 0].tolist()

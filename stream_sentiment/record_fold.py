@@ -1,0 +1,229 @@
+"""From one scored record to everything it gives rise to: new state, scored event, escalations or a dead letter.
+
+In: a record with its score, the state of its conversation. Out: the state changed in place, entries for the outbox, events for the
+bulk publisher, counts. No I/O of its own and no clock: wall time comes in with the window. Belongs to the apply thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import orjson
+
+from stream_sentiment.bulk import BulkPublisher, model_block, traceparent_of
+from stream_sentiment.conversation.fold import Outcome, fold
+from stream_sentiment.conversation.state import ConversationState
+from stream_sentiment.conversation.turn import NO_ATTRIBUTES, ConversationIdentity, Turn, TurnKind
+from stream_sentiment.escalation.machine import step
+from stream_sentiment.events import envelope
+from stream_sentiment.events.incoming import ChatEvent, Decoded, InvalidEvent, ReviewEvent, Skip
+from stream_sentiment.events.outgoing import escalation_event
+from stream_sentiment.kafka.dead_letter import CLASS_OF_REASON, ErrorClass, dead_letter
+from stream_sentiment.kafka.outbox_record import OutboxRecord
+from stream_sentiment.observability.tally import Tally
+from stream_sentiment.settings import Settings
+from stream_sentiment.stages import Epoch, Record
+from stream_sentiment.store.keys import conversation_key, outbox_field
+
+if TYPE_CHECKING:
+    from stream_sentiment.escalation.rules import RuleSet
+    from stream_sentiment.escalation.transition import Transition
+    from stream_sentiment.scoring.scorer import ModelInfo
+
+#: Tolerated lead of a producer's clock over the broker's. Event time beyond it is cut, or one wrong clock would make all later
+#: messages of the conversation "late".
+FUTURE_TOLERANCE_MS = 5 * 60 * 1000
+
+
+@dataclass(slots=True)
+class Batch:
+    """One partition's part of a window: its records, and what folding them has given so far."""
+
+    epoch: Epoch
+    records: list[Record]
+    #: Counted when the batch is applied, so that redone work counts once.
+    tally: Tally
+    #: State after the batch by conversation key.
+    touched: dict[str, ConversationState] = field(default_factory=dict)
+    #: Outbox field -> the record, and the event time of its cause (None for dead letters).
+    outputs: dict[str, tuple[OutboxRecord, int | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Wall time of one window, read once."""
+
+    now_ms: int
+    monotonic: float
+    text: str
+
+    @classmethod
+    def at(cls, now_ms: int) -> Moment:
+        return cls(now_ms, time.monotonic(), envelope.rfc3339(now_ms))
+
+
+class RecordFolder:
+    """Folds records under one rule set and one model."""
+
+    def __init__(self, settings: Settings, rules: RuleSet, model: ModelInfo, bulk: BulkPublisher) -> None:
+        self._topics = settings.topics
+        self._keep_bodies = settings.output.dead_letter_bodies
+        self._rules = rules
+        self._model_block = model_block(model)
+        self._model_version = f"{model.name}@{model.version}"
+        self._bulk = bulk
+        self._escalation_headers = {
+            action: envelope.constant_headers(envelope.ESCALATION + action, "escalation.events:1")
+            for action in ("opened", "updated", "resolved")
+        }
+
+    def fold(self, batch: Batch, record: Record, moment: Moment) -> None:
+        """Work on one record of a live epoch, whose state is in the epoch's cache."""
+        outcome = record.outcome
+        tally = batch.tally
+        topic = batch.epoch.partition.topic
+        if record.poison is not None:
+            self.dead_letter(batch, record, ErrorClass.POISON_MODEL, record.poison, moment)
+        elif isinstance(outcome, InvalidEvent):
+            tally.count("events_invalid_total", outcome.reason.value)
+            self.dead_letter(batch, record, CLASS_OF_REASON[outcome.reason], outcome.detail, moment)
+        elif isinstance(outcome, Skip):
+            tally.count("events_total", topic, "skipped")
+            tally.count("events_skipped_total", outcome.reason.value)
+        elif batch.epoch.kind == "chat":
+            tally.count("events_total", topic, self._chat(batch, record, outcome, moment))
+        else:
+            tally.count("events_total", topic, self._review(batch, record, outcome, moment))
+
+    def dead_letter(self, batch: Batch, record: Record, error_class: ErrorClass, message: str, moment: Moment) -> None:
+        """Put the record aside with the reason, in the same atomic write that passes it."""
+        topic, partition = batch.epoch.partition
+        entry = dead_letter(
+            self._topics.dead_letters,
+            topic=topic,
+            partition=partition,
+            offset=record.offset,
+            timestamp_ms=record.timestamp_ms,
+            key=record.key,
+            value=record.value,
+            headers=record.headers,
+            error_class=error_class,
+            error_message=message,
+            attempts=1,
+            failed_at_ms=moment.now_ms,
+            keep_body=self._keep_bodies,
+        )
+        batch.outputs[outbox_field(record.offset, 0)] = (entry, None)
+        batch.tally.count("events_total", topic, "dead_lettered")
+
+    def _chat(self, batch: Batch, record: Record, decoded: Decoded, moment: Moment) -> str:
+        event = cast(ChatEvent, decoded.event)
+        key = record.conversation or ""
+        cache = batch.epoch.states
+        state = cache[key][0]
+        tally = batch.tally
+        at_ms = decoded.at_ms
+        if at_ms > record.timestamp_ms + FUTURE_TOLERANCE_MS:
+            at_ms = record.timestamp_ms + FUTURE_TOLERANCE_MS
+            tally.count("clock_skew_events_total", "future")
+        turn = Turn(
+            cast(TurnKind, decoded.kind),
+            event.message_id or "",
+            at_ms,
+            event.sender["role"] if event.sender is not None else "",
+            record.offset,
+            event.sequence,
+            record.score,
+            record.skipped_reason,
+            record.signals,
+            event.channel,
+            event.attributes or NO_ATTRIBUTES,
+            event.phase,
+            record.language or event.language or "",
+        )
+        rules = self._rules
+        view = rules.view(event.tenant_id, event.channel, turn.attributes) if state is None else rules.view_for(state)
+        result = fold(state, turn, ConversationIdentity(event.tenant_id, event.conversation_id), view.options)
+        state = result.state
+        outcome = result.outcome
+        if outcome is Outcome.DUPLICATE:
+            tally.count("state_updates_total", "duplicate")
+            return "duplicate"
+        state.model_version = self._model_version
+        state.rules_version = rules.version
+        for sequence, transition in enumerate(step(state, turn, outcome, rules, result.expired)):
+            self._escalate(batch, record, state, transition, sequence, moment)
+        batch.touched[key] = state
+        cache[key] = (state, moment.monotonic)
+        late = outcome is Outcome.LATE
+        tally.count("state_updates_total", "stale" if late else "applied")
+        if turn.role in rules.options.score_roles and decoded.kind in ("created", "edited"):
+            self._bulk.scored_chat(record, decoded, event, state, turn, moment.text)
+            _count_prediction(tally, record)
+        if late:
+            return "stale"
+        return "skipped" if record.score is None else "scored"
+
+    def _review(self, batch: Batch, record: Record, decoded: Decoded, moment: Moment) -> str:
+        if decoded.kind == "deleted":
+            return "skipped"
+        self._bulk.scored_review(record, decoded, cast(ReviewEvent, decoded.event), moment.text)
+        _count_prediction(batch.tally, record)
+        return "skipped" if record.score is None else "scored"
+
+    def _escalate(
+        self,
+        batch: Batch,
+        record: Record,
+        state: ConversationState,
+        transition: Transition,
+        sequence: int,
+        moment: Moment,
+    ) -> None:
+        value: Mapping[str, Any] = escalation_event(
+            state,
+            transition,
+            model=self._model_block,
+            rules_version=self._rules.version,
+            emitted_at_ms=moment.now_ms,
+        )
+        headers = envelope.event_headers(
+            self._escalation_headers[transition.action],
+            f"{transition.escalation_id}.{transition.revision}",
+            envelope.rfc3339(transition.at_ms),
+            state.conversation_id,
+            transition.message_id or None,
+            traceparent_of(record),
+        )
+        headers.append(("ce_severitytext", transition.severity.encode()))
+        key = envelope.record_key(state.tenant_id, state.conversation_id).encode()
+        entry = OutboxRecord(self._topics.escalations, key, orjson.dumps(value), headers)
+        batch.outputs[outbox_field(record.offset, sequence)] = (entry, transition.message_at_ms)
+        if transition.action == "opened":
+            batch.tally.count("escalations_total", transition.rule_id, transition.severity)
+        batch.tally.count("escalation_transitions_total", transition.action)
+
+
+def _count_prediction(tally: Tally, record: Record) -> None:
+    score = record.score
+    if score is None:
+        if record.skipped_reason is not None:
+            tally.count("events_skipped_total", record.skipped_reason)
+        return
+    tally.count("predictions_total", score.label)
+    tally.count("emotion_predictions_total", score.emotion_label)
+    tally.observe("prediction_confidence", score.confidence)
+    if score.uncertain:
+        tally.count("low_confidence_total")
+
+
+def conversation_of(record: Record) -> str | None:
+    """The conversation whose state the record needs; None for reviews, dead letters and skipped records."""
+    outcome = record.outcome
+    if record.epoch.kind != "chat" or not isinstance(outcome, Decoded) or record.poison is not None:
+        return None
+    event = cast(ChatEvent, outcome.event)
+    return conversation_key(event.tenant_id, event.conversation_id)
