@@ -34,7 +34,8 @@ class Compiled:
     open_threshold: float | None
     close_threshold: float | None
     gaps_ms: tuple[int, ...] = ()  # every agent_response_gap inside: the rule needs timers
-    by_model: bool = False  # rests on the model's scores, not only on signals, phase or time
+    sign: int = 0  # of the scores it rests on; 0: on none, or it asks itself whether the model was sure
+    by_model: bool = False  # rests on the model's scores alone, not on signals
     discrete: bool = False  # another person's turn can release it (phase, gap)
     needs_signal: bool = False  # cannot hold for a message without signals
 
@@ -82,6 +83,7 @@ def _rolling_score(threshold: Threshold) -> Compiled:
         measure=lambda state, turn, now: state.score,
         open_threshold=opens,
         close_threshold=closes,
+        sign=-1,
         by_model=True,
     )
 
@@ -96,6 +98,7 @@ def _shift(threshold: Threshold) -> Compiled:
         measure=lambda state, turn, now: shift_of(state),
         open_threshold=opens,
         close_threshold=closes,
+        sign=-1,
         by_model=True,
     )
 
@@ -121,6 +124,7 @@ def _streak(streak: Streak) -> Compiled:
         measure=lambda state, turn, now: abs(state.run),
         open_threshold=length,
         close_threshold=None,
+        sign=sign,
         by_model=True,
     )
 
@@ -276,6 +280,7 @@ def _any_of(parts: list[Compiled]) -> Compiled:
 def _combine(parts: list[Compiled], holds: Holds, released: Released, needs_signal: bool) -> Compiled:
     telling = _most_telling(parts)
     evidence = [part for part in parts if part.kind not in ("phase", "unanswered")]
+    by_model = bool(evidence) and all(part.by_model for part in evidence)
     return Compiled(
         holds=holds,
         released=released,
@@ -284,7 +289,8 @@ def _combine(parts: list[Compiled], holds: Holds, released: Released, needs_sign
         open_threshold=telling.open_threshold,
         close_threshold=telling.close_threshold,
         gaps_ms=tuple(sorted({gap for part in parts for gap in part.gaps_ms})),
-        by_model=bool(evidence) and all(part.by_model for part in evidence),
+        sign=next((part.sign for part in evidence if part.sign), 0) if by_model else 0,
+        by_model=by_model,
         discrete=any(part.discrete for part in parts),
         needs_signal=needs_signal,
     )

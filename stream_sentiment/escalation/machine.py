@@ -11,17 +11,15 @@ docs/rules.md tells the same for the people who write rules.
 from __future__ import annotations
 
 from stream_sentiment.conversation.fold import Outcome
-from stream_sentiment.conversation.rolling import begin_end_shift, level_of, trend_of
-from stream_sentiment.conversation.state import AT, EMOTION, ID, SCORE, WEIGHT, ConversationState, EscalationState
+from stream_sentiment.conversation.state import ID, SCORE, WEIGHT, ConversationState, EscalationState
 from stream_sentiment.conversation.turn import Turn
-from stream_sentiment.escalation.evidence import evidence_of
-from stream_sentiment.escalation.reason import language_of, reason_of
+from stream_sentiment.escalation.announce import transition_of
 from stream_sentiment.escalation.rules import CompiledRule, RuleSet, RuleView
-from stream_sentiment.escalation.severity import RANK, Severity
-from stream_sentiment.escalation.transition import Action, Resolution, Transition, Trigger, escalation_id
+from stream_sentiment.escalation.severity import RANK
+from stream_sentiment.escalation.transition import Resolution, Transition, escalation_id
 
 # Openings remembered per conversation, so that a late edit of a message cannot open under an id that has been told before.
-REMEMBERED_OPENINGS = 16
+REMEMBERED_OPENINGS = 8
 
 _DUPLICATE, _UNKNOWN, _LATE = Outcome.DUPLICATE, Outcome.UNKNOWN_MESSAGE, Outcome.LATE
 
@@ -62,20 +60,19 @@ def tick(state: ConversationState, now_ms: int, rules: RuleSet) -> list[Transiti
     """
     done: list[Transition] = []
     view = rules.view_for(state)
-    while (due := _next_deadline(state, view)) is not None and due[0] <= now_ms:
-        at, what = due
-        if what is None:
+    while (due := _next_due(state, view)) is not None and due[0] <= now_ms:
+        at, rule = due
+        if rule is None:
             done += _expire(state, at, rules)
         else:
-            _timer_fires(state, at, what, view, done)
-    if done:
+            _timer_fires(state, at, rule, view, done)
         state.state_version += 1
     return done
 
 
 def next_deadline(state: ConversationState, rules: RuleSet) -> int | None:
     """The earliest event time at which `tick` would do something; None: only a message can change this conversation."""
-    due = _next_deadline(state, rules.view_for(state))
+    due = _next_due(state, rules.view_for(state))
     return None if due is None else due[0]
 
 
@@ -85,7 +82,7 @@ def close(state: ConversationState, resolution: Resolution, at_ms: int, rules: R
     if esc is None:
         return []
     if esc.status != "open":
-        esc.pending.clear()
+        esc.pending = {}
         if esc.status == "pending":
             esc.status = "none"
         return []
@@ -102,43 +99,43 @@ def _customer_turn(
     # A message that is late, or was written before the conversation ended, speaks only to rules that must never be missed.
     limited = outcome is _LATE or outcome is _UNKNOWN or state.status != "active"
     if esc is None or esc.status != "open":
-        pending = esc is not None and bool(esc.pending)
+        if esc is not None and esc.cooldown_until_ms is not None and now >= esc.cooldown_until_ms:
+            esc.cooldown_until_ms = esc.cooldown_severity = None
+            esc.status = "none"
         holding: list[CompiledRule] | None = None
         for rule in view.rules if turn.signals else view.quiet_rules:
             if rule.holds(state, turn, now):
-                if _guarded(state, turn, rule, view, limited):
+                if _guarded(state, rule, view, limited):
                     continue
                 if holding is None:
                     holding = []
                 holding.append(rule)
         if holding is not None:
-            _may_open(state, turn, turn.message_id, now, holding, view, done)
-        elif pending and not limited and turn.kind == "created":
-            assert esc is not None
-            esc.pending.clear()
-            esc.status = "none"
+            _may_open(state, turn, now, holding, view, done)
+        elif esc is not None and esc.pending and not limited and turn.kind == "created":
+            esc.pending = {}
+            if esc.status == "pending":
+                esc.status = "none"
         return
     _while_open(state, esc, turn, now, view, limited, done)
 
 
-def _guarded(state: ConversationState, turn: Turn | None, rule: CompiledRule, view: RuleView, limited: bool) -> bool:
+def _guarded(state: ConversationState, rule: CompiledRule, view: RuleView, limited: bool) -> bool:
     """Whether a guard keeps a rule that holds from opening."""
-    if rule.bypass:
-        return state.scored < rule.min_messages and rule.min_messages > 1
-    if limited or state.scored < rule.min_messages or state.counts["customer"] <= view.skip_first_messages:
+    if state.scored < rule.min_messages and not (rule.bypass and rule.min_messages == 1):
         return True
-    return rule.condition.by_model and not _has_confident_evidence(state, rule, turn)
-
-
-def _has_confident_evidence(state: ConversationState, rule: CompiledRule, turn: Turn | None) -> bool:
-    """An unsure message cannot open alone: one negative message that the model was sure of has to be in the window."""
-    return any(entry[WEIGHT] >= 1.0 and entry[SCORE] < 0 for entry in state.window)
+    if rule.bypass:
+        return False
+    if limited or state.counts["customer"] <= view.skip_first_messages:
+        return True
+    # Unsure messages cannot open alone: one that the model was sure of has to point the same way.
+    sign = rule.condition.sign
+    return sign != 0 and not any(entry[WEIGHT] >= 1.0 and entry[SCORE] * sign > 0 for entry in state.window)
 
 
 def _may_open(
     state: ConversationState,
-    turn: Turn | None,
-    message_id: str,
+    turn: Turn,
     now: int,
     holding: list[CompiledRule],
     view: RuleView,
@@ -147,38 +144,51 @@ def _may_open(
     esc = state.escalation
     if esc is None:
         esc = state.escalation = EscalationState()
-    ready = _count_pending(esc, holding, counts=turn is None or turn.kind == "created")
-    cooling = esc.cooldown_until_ms is not None and now < esc.cooldown_until_ms
-    if not cooling and esc.status == "cooldown":
-        esc.status = "none"
+    ready = _count_pending(esc, holding, counts=turn.kind == "created")
+    cooling = esc.cooldown_until_ms is not None  # one that is over has been cleared before
+    if not cooling:
+        esc.status = "pending" if esc.pending else "none"
     opener: CompiledRule | None = None
     best = -1
     for rule in ready:
         grade = RANK[rule.severity_of(state)]
-        if cooling and not rule.bypass and grade <= RANK[esc.cooldown_severity or "info"]:
+        if grade <= best or (cooling and not _breaks_cooldown(state, esc, rule)):
             continue
-        if grade > best and [message_id, rule.id] not in esc.opened:
+        if [turn.message_id, rule.id] not in esc.opened:
             opener, best = rule, grade
-    if opener is None:
-        if esc.status != "cooldown":
-            esc.status = "pending" if esc.pending else "none"
-        return
-    severity = max((rule.severity_of(state) for rule in ready), key=RANK.__getitem__)
+    if opener is not None:
+        _open(state, turn.message_id, turn, now, opener, ready, view, done)
+
+
+def _breaks_cooldown(state: ConversationState, esc: EscalationState, rule: CompiledRule) -> bool:
+    return rule.bypass or RANK[rule.severity_of(state)] > RANK[esc.cooldown_severity or "info"]
+
+
+def _open(
+    state: ConversationState,
+    message_id: str,
+    turn: Turn | None,
+    now: int,
+    opener: CompiledRule,
+    attached: list[CompiledRule],
+    view: RuleView,
+    done: list[Transition],
+) -> None:
+    esc = state.escalation
+    if esc is None:
+        esc = state.escalation = EscalationState()
     esc.status = "open"
     esc.escalation_id = escalation_id(state.identity, message_id, opener.id)
     esc.rule_id = opener.id
     esc.message_id = message_id
-    esc.severity = severity
-    esc.opened_at_ms = now
-    esc.notified_at_ms = now
-    esc.notified_count = 1
-    esc.revision = 1
-    esc.attached = {rule.id: 0 for rule in ready}
+    esc.severity = max((rule.severity_of(state) for rule in attached), key=RANK.__getitem__)
+    esc.opened_at_ms = esc.notified_at_ms = now
+    esc.notified_count = esc.revision = 1
+    esc.attached = {rule.id: 0 for rule in attached}
     esc.pending = {}
-    esc.cooldown_until_ms = None
-    esc.cooldown_severity = None
+    esc.cooldown_until_ms = esc.cooldown_severity = None
     esc.opened = [*esc.opened[1 - REMEMBERED_OPENINGS :], [message_id, opener.id]]
-    done.append(_transition("opened", state, esc, opener, turn, now, view, None))
+    done.append(transition_of("opened", state, esc, opener, turn, now, view, None))
 
 
 def _count_pending(esc: EscalationState, holding: list[CompiledRule], counts: bool) -> list[CompiledRule]:
@@ -214,7 +224,7 @@ def _while_open(
     new_family: CompiledRule | None = None
     holding: list[CompiledRule] = []
     for rule in view.rules:
-        holds = rule.holds(state, turn, now) and not _guarded(state, turn, rule, view, limited)
+        holds = rule.holds(state, turn, now) and not _guarded(state, rule, view, limited)
         if rule.id not in attached:
             if holds:
                 holding.append(rule)
@@ -271,68 +281,53 @@ def _others_turn(state: ConversationState, turn: Turn, view: RuleView, done: lis
         _resolve(state, esc, turn, "recovered", now, view, done)
 
 
-def _next_deadline(
-    state: ConversationState, view: RuleView
-) -> tuple[int, CompiledRule | EscalationState | None] | None:
-    """When, and what: a timed rule, the reminder of an open escalation, or None for the end of the conversation's life."""
+def _next_due(state: ConversationState, view: RuleView) -> tuple[int, CompiledRule | None] | None:
+    """When, and which timed rule; None instead of a rule is the end of a conversation whose escalation is still open."""
     esc = state.escalation
-    is_open = esc is not None and esc.status == "open"
-    dues: list[tuple[int, int, CompiledRule | EscalationState | None]] = []
-    if view.timed and state.waiting_since_ms is not None and state.status == "active":
+    best: tuple[int, CompiledRule | None] | None = None
+    if esc is not None and esc.status == "open":
+        best = state.last_event_at_ms + view.options.ttl_ms, None
+    if state.waiting_since_ms is not None and state.status == "active":
         for rule in view.timed:
-            due = _timed_rule_due(state, rule, view)
-            if due is not None:
-                dues.append((due, rule.index, rule))
-    if esc is not None and is_open:
-        dues.append((state.last_event_at_ms + view.options.ttl_ms, 1_000_000, None))
-        opener = view.by_id.get(esc.rule_id or "")
-        if opener is not None and opener.renotify_ms and not any(esc.attached.values()):
-            dues.append(((esc.notified_at_ms or 0) + opener.renotify_ms, 999_999, esc))
-    if not dues:
-        return None
-    due, _, what = min(dues, key=lambda entry: entry[:2])
-    return due, what
+            due = _rule_due(state, rule, view)
+            if due is not None and (best is None or due < best[0]):
+                best = due, rule
+    return best
 
 
-def _timed_rule_due(state: ConversationState, rule: CompiledRule, view: RuleView) -> int | None:
-    """The first moment at which the rule opens or attaches while nobody writes; None: it will not."""
+def _rule_due(state: ConversationState, rule: CompiledRule, view: RuleView) -> int | None:
+    """The first moment at which a timed rule opens or attaches while nobody writes; None: it will not."""
     esc = state.escalation
-    assert state.waiting_since_ms is not None
-    message_id = state.window[-1][ID] if state.window else ""
-    if esc is not None and (rule.id in esc.attached or [message_id, rule.id] in esc.opened):
+    if esc is not None and (rule.id in esc.attached or [_newest_message(state), rule.id] in esc.opened):
         return None
-    if _guarded(state, None, rule, view, limited=False):
+    if _guarded(state, rule, view, limited=False):
         return None
+    earliest = state.last_event_at_ms
+    if esc is not None and esc.cooldown_until_ms is not None and not _breaks_cooldown(state, esc, rule):
+        earliest = max(earliest, esc.cooldown_until_ms)
+    waiting = state.waiting_since_ms
+    assert waiting is not None
     for gap in rule.condition.gaps_ms:
-        due = max(state.waiting_since_ms + gap, state.last_event_at_ms)
-        if esc is not None and esc.status != "open" and esc.cooldown_until_ms is not None and not rule.bypass:
-            grade = RANK[rule.severity_of(state)]
-            if grade <= RANK[esc.cooldown_severity or "info"]:
-                due = max(due, esc.cooldown_until_ms)
+        due = max(waiting + gap, earliest)
         if rule.holds(state, None, due):
             return due
     return None
 
 
-def _timer_fires(
-    state: ConversationState, at: int, what: CompiledRule | EscalationState, view: RuleView, done: list[Transition]
-) -> None:
+def _timer_fires(state: ConversationState, at: int, rule: CompiledRule, view: RuleView, done: list[Transition]) -> None:
     esc = state.escalation
-    if isinstance(what, EscalationState):
-        _update(state, what, None, None, at, view, done)
-    elif esc is None or esc.status != "open":
-        message_id = state.window[-1][ID] if state.window else ""
-        pending = {} if esc is None else dict(esc.pending)
-        _may_open(state, None, message_id, at, [what], view, done)
-        assert state.escalation is not None
-        if state.escalation.status != "open":
-            state.escalation.pending = pending
-    else:
-        esc.attached[what.id] = 0
-        severity = what.severity_of(state)
-        if RANK[severity] > RANK[esc.severity or "info"]:
-            esc.severity = severity
-            _update(state, esc, what, None, at, view, done)
+    if esc is None or esc.status != "open":
+        _open(state, _newest_message(state), None, at, rule, [rule], view, done)
+        return
+    esc.attached[rule.id] = 0
+    severity = rule.severity_of(state)
+    if RANK[severity] > RANK[esc.severity or "info"]:
+        esc.severity = severity
+        _update(state, esc, rule, None, at, view, done)
+
+
+def _newest_message(state: ConversationState) -> str:
+    return state.window[-1][ID] if state.window else ""
 
 
 def _expire(state: ConversationState, at: int, rules: RuleSet) -> list[Transition]:
@@ -355,7 +350,7 @@ def _update(
     esc.revision += 1
     esc.notified_at_ms = now
     esc.notified_count += 1
-    done.append(_transition("updated", state, esc, rule, turn, now, view, None))
+    done.append(transition_of("updated", state, esc, rule, turn, now, view, None))
 
 
 def _resolve(
@@ -375,93 +370,4 @@ def _resolve(
     esc.status = "cooldown" if cooldown else "none"
     esc.cooldown_until_ms = now + cooldown if cooldown else None
     esc.cooldown_severity = esc.severity if cooldown else None
-    done.append(_transition("resolved", state, esc, None, turn, now, view, resolution))
-
-
-def _transition(
-    action: Action,
-    state: ConversationState,
-    esc: EscalationState,
-    rule: CompiledRule | None,
-    turn: Turn | None,
-    now: int,
-    view: RuleView,
-    resolution: Resolution | None,
-) -> Transition:
-    opener = view.by_id.get(esc.rule_id or "")
-    speaker = rule or opener
-    trigger = _trigger(speaker, esc, state, turn, now, view)
-    evidence, remainder = evidence_of(state, turn)
-    signals = () if turn is None else tuple(sorted({signal.name for signal in turn.signals}))
-    emotion = _emotion(state, turn)
-    language = language_of(state, view.language)
-    severity: Severity = esc.severity  # type: ignore[assignment]
-    if turn is not None:
-        message_id, message_at = turn.message_id, turn.at_ms
-    elif state.window:
-        message_id, message_at = state.window[-1][ID], state.window[-1][AT]
-    else:
-        message_id, message_at = esc.message_id or "", now
-    assert esc.escalation_id is not None
-    assert esc.opened_at_ms is not None
-    return Transition(
-        action=action,
-        escalation_id=esc.escalation_id,
-        revision=esc.revision,
-        severity=severity,
-        rule_id=esc.rule_id or "",
-        attached=tuple(esc.attached),
-        trigger=trigger,
-        reason=reason_of(action, trigger, state, language, signals, emotion, resolution),
-        language=language,
-        at_ms=now,
-        opened_at_ms=esc.opened_at_ms,
-        message_id=message_id,
-        message_at_ms=message_at,
-        score=state.score,
-        level=level_of(state.score),
-        trend=trend_of(begin_end_shift(state)[2]),
-        emotion=emotion,
-        evidence=evidence,
-        remainder=remainder,
-        resolution=resolution,
-        signals=signals,
-        notified_count=esc.notified_count,
-        channel=state.channel,
-        phase=state.phase,
-        attributes=dict(state.attributes),
-        suggested_queue=None if speaker is None else speaker.suggested_queue,
-        suggested_action=None if speaker is None else speaker.suggested_action,
-        exempt=speaker is not None and speaker.bypass,
-    )
-
-
-def _trigger(
-    rule: CompiledRule | None,
-    esc: EscalationState,
-    state: ConversationState,
-    turn: Turn | None,
-    now: int,
-    view: RuleView,
-) -> Trigger:
-    if rule is None:  # the rule has left the file since
-        return Trigger(esc.rule_id or "", view.version, "retired", state.score, None, None, 0)
-    condition = rule.condition
-    closes = condition.close_threshold
-    if rule.released is None and not rule.until_end:
-        closes = view.close_score
-    return Trigger(
-        rule_id=rule.id,
-        rule_version=view.version,
-        kind=condition.kind,
-        observed=condition.measure(state, turn, now),
-        open_threshold=condition.open_threshold,
-        close_threshold=closes,
-        min_messages=rule.min_messages,
-    )
-
-
-def _emotion(state: ConversationState, turn: Turn | None) -> str | None:
-    if turn is not None and turn.score is not None:
-        return turn.score.emotion_label
-    return state.window[-1][EMOTION] if state.window else None
+    done.append(transition_of("resolved", state, esc, None, turn, now, view, resolution))

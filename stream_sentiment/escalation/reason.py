@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stream_sentiment.conversation.state import ConversationState
-from stream_sentiment.escalation.transition import Action, Resolution, Trigger
+from stream_sentiment.escalation.transition import Resolution, Trigger
 
 SIGNAL_NAMES = {
     "human_request": ("asks for a human", "要求转人工"),
@@ -52,7 +52,7 @@ def language_of(state: ConversationState, default: str) -> str:
 
 
 def reason_of(
-    action: Action,
+    reminder: bool,
     trigger: Trigger,
     state: ConversationState,
     language: str,
@@ -65,7 +65,7 @@ def reason_of(
         text = _RESOLVED[resolution][chinese].format(score=state.score)
         return text + "。" if chinese else "Resolved: " + text + "."
     why = _why_zh(trigger, state, signals, emotion) if chinese else _why_en(trigger, state, signals, emotion)
-    if action == "updated":
+    if reminder:
         return "情况持续:" + why if chinese else "Still: " + why
     return why if chinese else why[0].upper() + why[1:]
 

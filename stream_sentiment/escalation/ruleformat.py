@@ -130,13 +130,13 @@ class Condition(_Strict):
     streak: Streak | None = None
     message: Message | None = None
     signal: SignalName | None = None
-    signal_any: tuple[SignalName, ...] | None = Field(None, min_length=1)
+    signal_any: list[SignalName] | None = Field(None, min_length=1)
     signals_seen: SignalsSeen | None = None
     shift: Threshold | None = Field(None, description="(end - begin) / 2, negative when it gets worse")
     agent_response_gap: Duration | None = Field(None, description="the customer has waited this long for an answer")
     phase: PhaseName | None = None
-    all: tuple[Condition, ...] | None = Field(None, min_length=1)
-    any: tuple[Condition, ...] | None = Field(None, min_length=1)
+    all: list[Condition] | None = Field(None, min_length=1)
+    any: list[Condition] | None = Field(None, min_length=1)
     not_: Condition | None = Field(None, alias="not")
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -153,6 +153,12 @@ class Condition(_Strict):
             if value is not None:
                 yield name.rstrip("_"), value
 
+    def has_timer(self) -> bool:
+        """Whether it can begin to hold without a message."""
+        return self.agent_response_gap is not None or any(
+            part.has_timer() for part in [*(self.all or ()), *(self.any or ())]
+        )
+
 
 class SeverityStep(_Strict):
     at: Score
@@ -164,7 +170,7 @@ class Rule(_Strict):
     description: str = ""
     enabled: bool = True
     when: Condition
-    severity: Severity | tuple[SeverityStep, ...] = "warning"
+    severity: Severity | list[SeverityStep] = "warning"
     min_customer_messages: int = Field(1, ge=1, le=1000, description="scored customer messages before it may open")
     for_messages: int = Field(1, ge=1, le=100, description="consecutive messages the condition must hold")
     close_for_messages: int | None = Field(None, ge=1, le=100, description="default: defaults.close.for_messages")
@@ -176,6 +182,14 @@ class Rule(_Strict):
     suggested_action: str | None = Field(None, max_length=100)
 
     @model_validator(mode="after")
+    def _timers_do_not_count_messages(self) -> Rule:
+        if self.for_messages > 1 and self.when.has_timer():
+            raise ValueError(
+                "for_messages counts messages, and agent_response_gap fires when nobody writes: use one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _steps_make_sense(self) -> Rule:
         if isinstance(self.severity, str):
             return self
@@ -185,13 +199,13 @@ class Rule(_Strict):
             raise ValueError("severity steps need a rolling_score or a shift at the top of `when` to be measured on")
         measured = self.when.rolling_score or self.when.shift
         assert measured is not None
-        first = self.severity[0]
-        if first.at < measured.open:
-            raise ValueError(f"severity: the first step ({first.at:g}) must not be below open ({measured.open:g})")
         for step, deeper in zip(self.severity, self.severity[1:], strict=False):
             if deeper.at >= step.at or RANK[deeper.level] <= RANK[step.level]:
+                raise ValueError(f"severity: the step at {deeper.at:g} must be lower and graver than the one before it")
+            if deeper.at >= measured.open:
                 raise ValueError(
-                    f"severity: step at {deeper.at:g} ({deeper.level}) must be lower and graver than the one before it"
+                    f"severity: {step.level} is unreachable, because the rule opens at {measured.open:g} "
+                    f"and {deeper.level} begins at {deeper.at:g} already"
                 )
         return self
 
@@ -246,8 +260,8 @@ class Suppress(_Strict):
 class RuleFile(_Strict):
     version: int | str
     defaults: Defaults = Defaults()
-    rules: tuple[Rule, ...] = Field(min_length=1)
-    overrides: tuple[Override, ...] = ()
+    rules: list[Rule] = Field(min_length=1)
+    overrides: list[Override] = []
     suppress: Suppress = Suppress()
 
     @model_validator(mode="after")
