@@ -77,14 +77,17 @@ class Floor:
         """`titles`: (tenant_id, conversation_id) -> what to call it; the id itself where there is none."""
         self._titles = dict(titles or {})
         self._sent_at: dict[tuple[str, str, str], float] = {}
+        self._seen_escalations: set[tuple[str, int]] = set()
+        self._seen_dead_letters: set[str] = set()
         self._sent_times: deque[float] = deque()
         self.rows: dict[tuple[str, str], Row] = {}
         self.alarms: deque[Alarm] = deque(maxlen=_ALARMS_KEPT)
+        self.alarm_count = 0
         self.actions: Counter[str] = Counter()  # opened, updated, resolved
         self.rules: Counter[str] = Counter()  # opened escalations by rule
         self.languages: Counter[str] = Counter()  # scored messages by language
         self.labels: Counter[str] = Counter()  # scored messages by polarity label
-        self.dead_letters: Counter[str] = Counter()  # by reason
+        self.dead_letters: Counter[str] = Counter()  # by error class
         self.latencies_ms: deque[float] = deque(maxlen=_LATENCIES_KEPT)  # sent until scored, as seen from outside
         self.sent = 0
         self.sent_messages = 0
@@ -129,11 +132,11 @@ class Floor:
     def record_scored(self, event: Mapping[str, Any], at_s: float) -> None:
         """One value of `sentiment.scored`."""
         self.last_output_s = at_s
-        if event.get("skipped_reason") is not None or "sentiment" not in event:
+        sentiment = event.get("sentiment")
+        if sentiment is None:
             self.skipped += 1
             return
         self.scored += 1
-        sentiment = event["sentiment"]
         self.labels[str(sentiment["label"])] += 1
         if event.get("model"):
             self.model = dict(event["model"])
@@ -164,8 +167,12 @@ class Floor:
             row.rolling = float(rolling["score"])
 
     def record_escalation(self, event: Mapping[str, Any], at_s: float) -> None:
-        """One value of `escalation.events`."""
+        """One value of `escalation.events`; a repeated one is dropped, as every consumer of an at-least-once topic must."""
         self.last_output_s = at_s
+        copy_of = (str(event.get("escalation_id")), int(event.get("revision", 0)))
+        if copy_of in self._seen_escalations:
+            return
+        self._seen_escalations.add(copy_of)
         action = str(event["action"])
         trigger = event.get("trigger") or {}
         row = self._row(event, at_s)
@@ -182,6 +189,7 @@ class Floor:
         else:
             row.severity = severity
             row.resolution = ""
+        self.alarm_count += 1
         self.alarms.append(
             Alarm(
                 at_s=at_s,
@@ -198,10 +206,12 @@ class Floor:
             )
         )
 
-    def record_dead_letter(self, reason: str, at_s: float) -> None:
+    def record_dead_letter(self, identity: str, error_class: str, at_s: float) -> None:
         """One record of `sentiment.dlq`."""
         self.last_output_s = at_s
-        self.dead_letters[reason] += 1
+        if identity not in self._seen_dead_letters:
+            self._seen_dead_letters.add(identity)
+            self.dead_letters[error_class] += 1
 
     # What is shown
 
@@ -218,6 +228,11 @@ class Floor:
             return None
         ordered = sorted(self.latencies_ms)
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+    def alarms_since(self, count: int) -> list[Alarm]:
+        """The alarms after the first `count`, oldest first; at most the 200 newest."""
+        fresh = min(self.alarm_count - count, len(self.alarms))
+        return list(self.alarms)[len(self.alarms) - fresh :]
 
     @property
     def open_escalations(self) -> int:
