@@ -11,6 +11,8 @@ from stream_sentiment.store.redis import (
     ApplyResult,
     Erasure,
     Found,
+    LoadRequest,
+    LoadResult,
     PartitionBatch,
     StateStore,
 )
@@ -21,6 +23,8 @@ __all__ = [
     "ApplyResult",
     "Erasure",
     "Found",
+    "LoadRequest",
+    "LoadResult",
     "PartitionBatch",
     "StateStore",
     "StoreRefused",

@@ -27,14 +27,15 @@ COUNT_IS_ASKED_OF: Final = 64
 
 ACQUIRE: Final = Script("acquire.lua")
 INITIALISE: Final = Script("initialise.lua")
+LOAD: Final = Script("load.lua")
 APPLY: Final = Script("apply.lua")
 FORGET: Final = Script("forget.lua")
 ERASE: Final = Script("erase.lua")
-SCRIPTS: Final = (ACQUIRE, INITIALISE, APPLY, FORGET, ERASE)
+SCRIPTS: Final = (ACQUIRE, INITIALISE, LOAD, APPLY, FORGET, ERASE)
 
 
 class ApplyOutcome(StrEnum):
-    """What became of a batch."""
+    """What became of a batch (or of a read, which is never ALREADY)."""
 
     OK = "ok"
     """Written. Continue with the cache."""
@@ -45,6 +46,22 @@ class ApplyOutcome(StrEnum):
     """The batch does not begin at the watermark; Redis lost writes, or we did. Acquire again, seek to its watermark."""
     FENCED = "fenced"
     """Someone else took the partition. Acquire again if it is still assigned to us, else let it go."""
+
+
+class LoadRequest(NamedTuple):
+    """Conversations (each a `conversation_key`) whose states are wanted, under the token and at the watermark the caller holds."""
+
+    tp: TopicPartition
+    token: str
+    watermark: int
+    conversations: Sequence[str]
+
+
+class LoadResult(NamedTuple):
+    """`states` in the order asked, None where Redis holds none; empty unless the outcome is OK."""
+
+    outcome: ApplyOutcome
+    states: list[bytes | None]
 
 
 class PartitionBatch(NamedTuple):
@@ -200,19 +217,23 @@ class StateStore:
             raise Fenced(reply[1].decode())
         return int(reply[1])
 
-    def load(
-        self, requests: Sequence[tuple[TopicPartition, Sequence[str]]], *, deadline: float | None = None
-    ) -> list[list[bytes | None]]:
-        """States of conversations, in the order asked; None where Redis holds none. Call it under the token, after ACQUIRE."""
-        asked = [i for i, (_, conversations) in enumerate(requests) if conversations]
-        states: list[list[bytes | None]] = [[] for _ in requests]
-        if asked:
-            commands = [
-                ("MGET", *[self._keys.conversation(requests[i][0], name) for name in requests[i][1]]) for i in asked
-            ]
-            for i, reply in zip(asked, self._run(commands, deadline), strict=True):
-                states[i] = reply
-        return states
+    def load(self, requests: Sequence[LoadRequest], *, deadline: float | None = None) -> list[LoadResult]:
+        """Step 3: reads states, of each partition at one moment, and only while token and watermark are the caller's.
+
+        Anything but OK means what it means after `apply`: acquire again.
+        """
+        replies = self._run(
+            [
+                self._script(
+                    LOAD,
+                    [self._keys.meta(tp), *[self._keys.conversation(tp, name) for name in conversations]],
+                    (token, watermark),
+                )
+                for tp, token, watermark, conversations in requests
+            ],
+            deadline,
+        )
+        return [LoadResult(_OUTCOMES[reply[0]], reply[1] if reply[0] == b"OK" else []) for reply in replies]
 
     def apply(self, batches: Sequence[PartitionBatch], *, deadline: float | None = None) -> list[ApplyResult]:
         """Step 4: writes each batch's states, outputs and watermark, or nothing of it; partitions are independent.

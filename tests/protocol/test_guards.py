@@ -10,7 +10,7 @@ from collections.abc import Callable
 import fakeredis
 import pytest
 
-from stream_sentiment.store import ApplyOutcome, Erasure, PartitionBatch, StateStore, TopicPartition
+from stream_sentiment.store import ApplyOutcome, Erasure, LoadRequest, PartitionBatch, StateStore, TopicPartition
 from stream_sentiment.store.errors import Fenced
 from tests.protocol.fuzz import ALREADY_GUARD, GAP_GUARD, TOKEN_GUARD, without
 from tests.protocol.world import ScriptedRedis, make_store
@@ -30,7 +30,8 @@ def owned(store: StateStore, token: str, start: int = 0) -> None:
 
 
 def state(store: StateStore) -> bytes | None:
-    return store.load([(TP, [ANN])])[0][0]
+    found = store.find(TP.topic, ANN, partitions=1)
+    return found[0].state if found else None
 
 
 def outbox(store: StateStore) -> dict[str, bytes]:
@@ -105,6 +106,22 @@ def a_second_initialise_moves_the_watermark_back(store: StateStore) -> bool:
     return store.initialise(TP, "owner", 10) != 20
 
 
+def a_zombie_reads_the_state_of_the_owner(store: StateStore) -> bool:
+    """It stalled between ACQUIRE and LOAD. Should Redis lose the owner's writes now, the zombie's token and watermark would stand
+    again, and it would fold the owner's event a second time onto what it has read."""
+    owned(store, "zombie")
+    owned(store, "owner")
+    store.apply([one("owner", 0, 1, b"owner's event")])
+    return store.load([LoadRequest(TP, "zombie", 0, [ANN])])[0].states != []
+
+
+def an_owner_reads_a_state_that_a_failover_took_back(store: StateStore) -> bool:
+    """Redis shows the state before the owner's last batch, and a late copy of that batch may come and bring the watermark back."""
+    owned(store, "owner")
+    store.apply([one("owner", 0, 1, b"v1")])
+    return store.load([LoadRequest(TP, "owner", 2, [ANN])])[0].states != []
+
+
 def a_zombie_forgets_an_entry_that_was_made_anew(store: StateStore) -> bool:
     """A failover took the entry back; the new owner made it again from a new score, and has not published it yet."""
     owned(store, "zombie")
@@ -134,6 +151,7 @@ def an_erasure_sent_twice_is_told_that_it_failed(store: StateStore) -> bool:
     return not store.erase([erasure], "eraser")
 
 
+LOAD_GAP_GUARD = "if tonumber(stored) ~= tonumber(ARGV[2]) then\n  return {'GAP', stored}\nend\n"
 ABSENT = "if not stored then\n  return {'GAP', ''}\nend\n"
 ERASE_FENCE = "redis.call('HSET', KEYS[1], 'token', ARGV[1], 'member', 'erasure')\n"
 ERASE_COMPARE = "  if redis.call('GET', KEYS[2 + i]) ~= ARGV[1 + i] then\n    return {'CHANGED', i}\n  end\n"
@@ -152,6 +170,8 @@ GUARDS: list[tuple[Callable[[StateStore], bool], Callable[[str, str], str]]] = [
         a_second_initialise_moves_the_watermark_back,
         lambda name, source: source.replace("HSETNX", "HSET") if name == "initialise.lua" else source,
     ),
+    (a_zombie_reads_the_state_of_the_owner, without("load.lua", TOKEN_GUARD, LOAD_GAP_GUARD)),
+    (an_owner_reads_a_state_that_a_failover_took_back, without("load.lua", LOAD_GAP_GUARD)),
     (a_zombie_forgets_an_entry_that_was_made_anew, without("forget.lua", TOKEN_GUARD)),
     (an_erasure_removes_what_the_eraser_never_saw, without("erase.lua", ERASE_COMPARE)),
     (an_erasure_sent_twice_is_told_that_it_failed, without("erase.lua", ERASE_TWICE)),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 from uuid import UUID
 
-from stream_sentiment.store import ApplyOutcome, Erasure, PartitionBatch, StoreUnavailable, TopicPartition
+from stream_sentiment.store import ApplyOutcome, Erasure, LoadRequest, PartitionBatch, StoreUnavailable, TopicPartition
 from stream_sentiment.store.errors import Fenced
 from tests.protocol.model import Output, State, outputs_of
 from tests.protocol.world import World
@@ -143,8 +143,14 @@ class Worker:
             if not window:
                 continue
             names = sorted({record.conversation for record in window if record.conversation} - partition.cache.keys())
-            [raw] = yield from self.attempt(lambda p=partition, n=names: self.store.load([(p.tp, n)]))
-            partition.cache.update({name: State.decode(state) for name, state in zip(names, raw, strict=True)})
+            if names:
+                request = LoadRequest(partition.tp, partition.token, partition.watermark, names)
+                [loaded] = yield from self.attempt(lambda r=request: self.store.load([r]))
+                if loaded.outcome is not ApplyOutcome.OK:
+                    yield from self.acquire_again(partition.tp)
+                    continue
+                read = zip(names, loaded.states, strict=True)
+                partition.cache.update({name: State.decode(state) for name, state in read})
             outputs: dict[str, Output] = {}
             states: dict[str, bytes | None] = {}
             for record in window:

@@ -15,11 +15,11 @@ from stream_sentiment.errors import ConfigurationError, ExitStatus
 from stream_sentiment.store import (
     ApplyOutcome,
     ApplyResult,
+    LoadRequest,
     PartitionBatch,
     StateStore,
     StoreRefused,
     StoreUnavailable,
-    TopicPartition,
 )
 from stream_sentiment.store.connection import LinkOptions, RedisLink, redact_url
 from stream_sentiment.store.errors import StoreFault
@@ -27,11 +27,11 @@ from stream_sentiment.store.redis import SCRIPTS
 from stream_sentiment.testing.clock import FakeClock
 from stream_sentiment.testing.proxy import TcpProxy
 from stream_sentiment.testing.redis import RedisServer
+from tests.store.reading import TP, states
 
 pytestmark = pytest.mark.redis
 
 ANN = "acme|ann"
-TP = TopicPartition("chat.messages", 3)
 
 
 def soon(seconds: float) -> float:
@@ -113,7 +113,7 @@ def test_every_other_step_survives_a_lost_reply(proxied: tuple[StateStore, TcpPr
     assert store.initialise(TP, "T1", 7, deadline=soon(5)) == 7
     store.apply([one(7, 8)])
     proxy.swallow_reply()
-    assert store.load([(TP, [ANN])], deadline=soon(5)) == [[b"state"]]
+    assert store.load([LoadRequest(TP, "T1", 8, [ANN])], deadline=soon(5))[0].states == [b"state"]
     proxy.swallow_reply()
     assert store.forget(TP, "T1", ["7:0"], deadline=soon(5)) == 0
     assert store.acquire([(TP, "T2")], "w")[0].outbox == {}
@@ -192,7 +192,7 @@ def test_a_full_redis_refuses_the_whole_batch_and_takes_it_when_there_is_room(
         with pytest.raises(StoreUnavailable) as caught:
             store.apply([delete_and_write], deadline=soon(0.1))
         assert caught.value.fault is StoreFault.OOM
-        assert store.load([(TP, [ANN, "acme|bob"])]) == [[b"state", None]]
+        assert states(store, ANN, "acme|bob") == [b"state", None]
         # What is delivered can still be forgotten: it makes room.
         assert store.forget(TP, "T1", ["0:0"]) == 1
         with after(0.3, lambda: admin.config_set("maxmemory", "256mb")):
@@ -226,7 +226,7 @@ def test_watermark_states_and_outbox_come_back_together_after_kill_9(group: str,
             applied += 1
         own.kill()
         own.restart()
-        [[state]] = store.load([(TP, [ANN])], deadline=soon(5))
+        [state] = states(store, ANN)
         # The same token still stands, as after any restart: the batch that follows tells the owner where it is.
         [result] = store.apply([one(applied + 1, applied + 2)])
         assert result.outcome is ApplyOutcome.GAP

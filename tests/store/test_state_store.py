@@ -2,15 +2,24 @@ from __future__ import annotations
 
 import pytest
 
-from stream_sentiment.store import ApplyOutcome, ApplyResult, Erasure, PartitionBatch, StateStore, TopicPartition
+from stream_sentiment.store import (
+    ApplyOutcome,
+    ApplyResult,
+    Erasure,
+    LoadRequest,
+    LoadResult,
+    PartitionBatch,
+    StateStore,
+    TopicPartition,
+)
 from stream_sentiment.store.errors import Fenced
 from stream_sentiment.store.keys import conversation_key
 from stream_sentiment.testing.clock import FakeClock
 from stream_sentiment.testing.redis import RedisServer
+from tests.store.reading import TP, states
 
 pytestmark = pytest.mark.redis
 
-TP = TopicPartition("chat.messages", 3)
 OTHER = TopicPartition("product.reviews", 0)
 ANN = conversation_key("acme", "ann")
 BOB = conversation_key("acme", "bob")
@@ -81,7 +90,7 @@ def test_apply_writes_states_outputs_and_watermark(store: StateStore) -> None:
     started(store, start=5)
     result = store.apply([batch(5, 9, states={ANN: b'{"n":1}', BOB: b"{}"}, outputs={"6:0": b"record"})])
     assert result == [ApplyResult(ApplyOutcome.OK, 9, 1)]
-    assert store.load([(TP, [BOB, "acme|nobody", ANN])]) == [[b"{}", None, b'{"n":1}']]
+    assert states(store, BOB, "acme|nobody", ANN) == [b"{}", None, b'{"n":1}']
     [acquired] = store.acquire([(TP, "T2")], "w")
     assert (acquired.watermark, acquired.outbox) == (9, {"6:0": b"record"})
 
@@ -93,7 +102,7 @@ def test_a_batch_sent_twice_is_applied_once_and_says_already(store: StateStore) 
     assert store.apply([batch(0, 3, states={ANN: b"twice"}, outputs={"2:0": b"r"})]) == [
         ApplyResult(ApplyOutcome.ALREADY, 3)
     ]
-    assert store.load([(TP, [ANN])]) == [[b"once"]]
+    assert states(store, ANN) == [b"once"]
     assert store.acquire([(TP, "T2")], "w")[0].outbox == {}
 
 
@@ -105,7 +114,7 @@ def test_a_batch_that_does_not_begin_at_the_watermark_is_a_gap_and_writes_nothin
     assert store.apply([batch(first, 9, states={ANN: b"x"}, outputs={"5:0": b"r"})]) == [
         ApplyResult(ApplyOutcome.GAP, 3)
     ]
-    assert store.load([(TP, [ANN])]) == [[None]]
+    assert states(store, ANN) == [None]
     assert store.acquire([(TP, "T2")], "w")[0].outbox == {}
 
 
@@ -120,7 +129,7 @@ def test_a_zombie_is_fenced_and_writes_nothing(store: StateStore) -> None:
     assert store.apply([batch(0, 9, states={ANN: b"zombie"}, outputs={"5:0": b"r"})]) == [
         ApplyResult(ApplyOutcome.FENCED, None)
     ]
-    assert store.load([(TP, [ANN])]) == [[None]]
+    assert states(store, ANN) == [None]
 
 
 def test_an_owner_that_acquires_late_takes_the_token_and_the_other_is_fenced(store: StateStore) -> None:
@@ -139,7 +148,8 @@ def test_partitions_of_one_call_are_independent(store: StateStore) -> None:
         [batch(0, 1, states={ANN: b"a"}), batch(50, 60, tp=OTHER, states={ANN: b"r"}), batch(9, 10, token="stranger")]
     )
     assert [result.outcome for result in results] == [ApplyOutcome.OK, ApplyOutcome.OK, ApplyOutcome.FENCED]
-    assert store.load([(OTHER, [ANN]), (TP, []), (TP, [ANN])]) == [[b"r"], [], [b"a"]]
+    assert states(store, ANN) == [b"a"]
+    assert states(store, ANN, tp=OTHER) == [b"r"]
 
 
 def test_offsets_beyond_fourteen_digits_come_back_unrounded(store: StateStore) -> None:
@@ -149,6 +159,38 @@ def test_offsets_beyond_fourteen_digits_come_back_unrounded(store: StateStore) -
     assert store.apply([batch(big, big + 1)]) == [ApplyResult(ApplyOutcome.ALREADY, big + 1)]
     assert store.apply([batch(big + 2, big + 3)]) == [ApplyResult(ApplyOutcome.GAP, big + 1)]
     assert store.acquire([(TP, "T2")], "w")[0].watermark == big + 1
+
+
+def test_load_reads_many_partitions_in_the_order_asked(store: StateStore) -> None:
+    started(store)
+    started(store, tp=OTHER, start=50)
+    store.apply([batch(0, 1, states={ANN: b"a", BOB: b"b"}), batch(50, 60, tp=OTHER, states={ANN: b"r"})])
+    assert store.load(
+        [
+            LoadRequest(OTHER, "T1", 60, [ANN]),
+            LoadRequest(TP, "T1", 1, []),
+            LoadRequest(TP, "T1", 1, [BOB, "acme|nobody", ANN]),
+        ]
+    ) == [
+        LoadResult(ApplyOutcome.OK, [b"r"]),
+        LoadResult(ApplyOutcome.OK, []),
+        LoadResult(ApplyOutcome.OK, [b"b", None, b"a"]),
+    ]
+    assert store.load([]) == []
+
+
+def test_only_the_owner_may_read_states_to_fold_on_and_only_at_its_watermark(store: StateStore) -> None:
+    started(store)
+    store.apply([batch(0, 4, states={ANN: b"v4"})])
+    assert store.load([LoadRequest(TP, "T1", 3, [ANN])]) == [LoadResult(ApplyOutcome.GAP, [])]
+    store.acquire([(TP, "T2")], "w")
+    assert store.load([LoadRequest(TP, "T1", 4, [ANN])]) == [LoadResult(ApplyOutcome.FENCED, [])]
+    assert store.load([LoadRequest(TP, "T2", 4, [ANN])]) == [LoadResult(ApplyOutcome.OK, [b"v4"])]
+
+
+def test_nothing_can_be_read_before_the_first_start(store: StateStore) -> None:
+    store.acquire([(TP, "T1")], "w")
+    assert store.load([LoadRequest(TP, "T1", 0, [ANN])]) == [LoadResult(ApplyOutcome.GAP, [])]
 
 
 def test_an_empty_batch_is_a_programming_error(store: StateStore) -> None:
@@ -173,7 +215,7 @@ def test_a_batch_can_delete_a_state(store: StateStore) -> None:
     started(store)
     store.apply([batch(0, 1, states={ANN: b"x", BOB: b"y"})])
     store.apply([batch(1, 2, states={ANN: None, BOB: b"z"})])
-    assert store.load([(TP, [ANN, BOB])]) == [[None, b"z"]]
+    assert states(store, ANN, BOB) == [None, b"z"]
 
 
 def test_delivered_entries_are_forgotten_once_and_only_by_the_owner(store: StateStore) -> None:
@@ -194,17 +236,17 @@ NASTY = ["{x}", "a|b", "line\nbreak", "\x00", "tab\t", "'\";--", "\\", "会话",
 def test_ids_of_any_content_keep_their_states_apart(store: StateStore) -> None:
     started(store)
     names = [(tenant, conversation) for tenant in NASTY for conversation in NASTY]
-    states = {conversation_key(*name): repr(name).encode() for name in names}
-    assert len(states) == len(names)
-    store.apply([batch(0, 1, states=states)])
-    assert store.load([(TP, list(states))]) == [list(states.values())]
+    written = {conversation_key(*name): repr(name).encode() for name in names}
+    assert len(written) == len(names)
+    store.apply([batch(0, 1, states=written)])
+    assert states(store, *written) == list(written.values())
 
 
 def test_bytes_of_any_content_survive_in_states_and_records(store: StateStore) -> None:
     everything = bytes(range(256)) + b"\r\n$-1\r\n"
     started(store)
     store.apply([batch(0, 1, states={ANN: everything}, outputs={"0:0": everything})])
-    assert store.load([(TP, [ANN])]) == [[everything]]
+    assert states(store, ANN) == [everything]
     assert store.acquire([(TP, "T2")], "w")[0].outbox == {"0:0": everything}
 
 
@@ -241,7 +283,7 @@ def test_an_erasure_fences_the_owner_so_that_its_cache_cannot_bring_the_state_ba
         ("4:e:E1:1", b"tombstone"),
     ]
     assert acquired.watermark == 4
-    assert store.load([(TP, [ANN, BOB])]) == [[None, b"b"]]
+    assert states(store, ANN, BOB) == [None, b"b"]
     assert store.forget(TP, "T2", list(acquired.outbox)) == 3
 
 
@@ -252,7 +294,7 @@ def test_an_erasure_of_a_state_that_changed_meanwhile_writes_nothing(store: Stat
     found = store.find(TP.topic, ANN)
     store.apply([batch(1, 2, states={ANN: b"v2"})])
     assert not store.erase([Erasure(found[0], [b"tombstone"])], "E1")
-    assert store.load([(TP, [ANN])]) == [[b"v2"]]
+    assert states(store, ANN) == [b"v2"]
     assert store.apply([batch(2, 3)])[0].outcome is ApplyOutcome.OK
 
 
@@ -275,4 +317,5 @@ def test_two_groups_and_two_prefixes_do_not_see_each_other(server: RedisServer, 
     for number, store in enumerate(stores):
         started(store, start=number)
         store.apply([batch(number, 10 + number, states={ANN: b"%d" % number})])
-    assert [store.load([(TP, [ANN])]) for store in stores] == [[[b"0"]], [[b"1"]], [[b"2"]]]
+    loads = [store.load([LoadRequest(TP, "T1", 10 + number, [ANN])]) for number, store in enumerate(stores)]
+    assert [load[0].states for load in loads] == [[b"0"], [b"1"], [b"2"]]

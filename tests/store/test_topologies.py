@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stream_sentiment.local_process import LocalProcess, free_port
-from stream_sentiment.store import ApplyOutcome, Erasure, PartitionBatch, StateStore, TopicPartition
+from stream_sentiment.store import ApplyOutcome, Erasure, LoadRequest, PartitionBatch, StateStore, TopicPartition
 from stream_sentiment.store.embedded import RedisSource
 from stream_sentiment.testing.redis import RedisServer
 
@@ -68,7 +68,8 @@ def test_the_protocol_runs_on_a_cluster_with_partitions_on_every_node(cluster: l
 
     assert {result.outcome for result in store.apply(batches)} == {ApplyOutcome.OK}
     assert {result.outcome for result in store.apply(batches)} == {ApplyOutcome.ALREADY}
-    assert store.load([(tp, ["acme|3", "acme|99"]) for tp in tps]) == [[b"s3", None]] * 12
+    loaded = store.load([LoadRequest(tp, "T1", 5, ["acme|3", "acme|99"]) for tp in tps])
+    assert [result.states for result in loaded] == [[b"s3", None]] * 12
     assert store.forget(tps[4], "T1", ["1:0"]) == 1
     assert [acquired.watermark for acquired in store.acquire([(tp, "T2") for tp in tps], "w")] == [5] * 12
     assert len(store.find("chat.messages", "acme|7")) == 12
@@ -103,7 +104,8 @@ def test_a_dead_node_of_a_cluster_holds_up_only_until_it_is_back(cluster: list[R
         cluster[1].resume()
     results = store.apply(batches, deadline=time.monotonic() + 20)
     assert {result.outcome for result in results} <= {ApplyOutcome.OK, ApplyOutcome.ALREADY}
-    assert store.load([(tp, [ANN]) for tp in tps]) == [[b"s"]] * 12
+    loaded = store.load([LoadRequest(tp, "T1", 5, [ANN]) for tp in tps])
+    assert [result.states for result in loaded] == [[b"s"]] * 12
 
 
 def test_a_sentinel_failover_is_waited_out(tmp_path: Path) -> None:
