@@ -15,7 +15,7 @@ import redis
 
 from stream_sentiment.errors import StreamSentimentError
 from stream_sentiment.store.keys import TopicPartition, conversation_key
-from stream_sentiment.store.redis import ApplyOutcome, Erasure, PartitionBatch, StateStore
+from stream_sentiment.store.redis import ApplyOutcome, Erasure, LoadRequest, PartitionBatch, StateStore
 from stream_sentiment.testing.redis import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def test_the_workers_whole_protocol_runs_with_the_workers_rights(store: StateSto
     batch = PartitionBatch(TP, token, 0, 3, {conversation: b'{"schema":1}'}, {"2:0": b"record"})
     (result,) = store.apply([batch])
     assert result.outcome is ApplyOutcome.OK
-    assert store.load([(TP, [conversation])]) == [[b'{"schema":1}']]
+    assert store.load([LoadRequest(TP, token, 3, [conversation])])[0].states == [b'{"schema":1}']
     (again,) = store.acquire([(TP, token)], member="test")
     assert again.outbox == {"2:0": b"record"}
     store.forget(TP, token, ["2:0"])
