@@ -190,13 +190,13 @@ class Intake:
         message = self._consumer.poll(timeout if self._window.room > 0 else 0)
         if message is None:
             return
-        messages = [message]
-        if self._window.room > 1:
-            messages += self._consumer.consume(self._window.room - 1, 0)
         started = time.monotonic()
         received_ms = self._clock.now_ms()
-        for message in messages:
-            self._take(message, received_ms, started)
+        # Before `consume`, which may serve a rebalance: the record belongs to the epoch under which it was read.
+        self._take(message, received_ms, started)
+        if self._window.room > 0:
+            for message in self._consumer.consume(self._window.room, 0):
+                self._take(message, received_ms, started)
         self._metrics.stage_duration_seconds.labels("decode").observe(time.monotonic() - started)
 
     def _take(self, message: Message, received_ms: int, now: float) -> None:
@@ -320,10 +320,12 @@ class Intake:
         self._metrics.rebalances_total.labels("assign").inc()
         log.info("partitions_assigned", partitions=_listed(partitions))
         now = time.monotonic()
-        for partition in partitions:
-            self._waiting[TopicPartition(partition.topic, partition.partition)] = _Waiting(now, 0)
+        # These only: others that wait have been read before, and must be sought and resumed when they are acquired.
+        new = [TopicPartition(partition.topic, partition.partition) for partition in partitions]
+        for tp in new:
+            self._waiting[tp] = _Waiting(now, 0)
         try:
-            starts = self._acquire(list(self._waiting))
+            starts = self._acquire(new)
         except (ConfigurationError, ServiceUnavailable) as error:
             if not isinstance(error, StoreUnavailable):
                 self._failure = error
@@ -412,7 +414,7 @@ class Intake:
             for partition in partitions:
                 waiting = self._waiting[partition]
                 waiting.attempts += 1
-                waiting.due = time.monotonic() + min(RETRY_LAST_SECONDS, RETRY_FIRST_SECONDS * 2**waiting.attempts)
+                waiting.due = time.monotonic() + _pause_after(waiting.attempts)
             self._health.set_ready("redis", False, "partitions cannot be acquired")
             log.warning("acquire_failed", reason=type(error).__name__, detail=str(error))
             return {}
@@ -515,7 +517,7 @@ class Intake:
             self._on_released([epoch], time.monotonic())
             self._consumer.pause([KafkaPartition(*place)])
             attempts = epoch.attempts + 1
-            wait = 0.0 if attempts == 1 else min(RETRY_LAST_SECONDS, RETRY_FIRST_SECONDS * 2**attempts)
+            wait = 0.0 if attempts == 1 else _pause_after(attempts)
             self._waiting[epoch.partition] = _Waiting(time.monotonic() + wait, attempts)
             log.warning("partition_reacquired", topic=place[0], partition=place[1], reason=reason, attempts=attempts)
 
@@ -636,6 +638,11 @@ class Intake:
             self._consumer.close()
         except KafkaException as error:
             log.warning("consumer_close_failed", reason=error.args[0].name())
+
+
+def _pause_after(attempts: int) -> float:
+    # The power is bounded too: 2**1024 is no float any more, and an outage of a day makes more attempts than that.
+    return min(RETRY_LAST_SECONDS, RETRY_FIRST_SECONDS * 2.0 ** min(attempts, 16))
 
 
 def _listed(partitions: Sequence[KafkaPartition]) -> list[str]:

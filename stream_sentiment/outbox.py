@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import orjson
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from stream_sentiment.kafka.dead_letter import PREFIX, hashed_body
 from stream_sentiment.kafka.outbox_record import OutboxRecord
@@ -132,7 +132,7 @@ class Outbox:
         entry.attempts += 1
         if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE):
             entry.record = shrink(entry.record, self._dlq_topic)
-        wait = min(RETRY_LAST_SECONDS, RETRY_FIRST_SECONDS * 2 ** (entry.attempts - 1))
+        wait = min(RETRY_LAST_SECONDS, RETRY_FIRST_SECONDS * 2 ** min(entry.attempts - 1, 16))
         heapq.heappush(self._retries, (self._clock() + wait, next(self._order), entry))
         log.error("publish_failed", topic=entry.record.topic, reason=error.name(), attempts=entry.attempts)
 
@@ -224,6 +224,12 @@ class KafkaPublisher:
                 return
             except BufferError:
                 self._producer.poll(0.05)
+            except KafkaException as error:
+                # librdkafka itself refuses what exceeds message.max.bytes: a delivery report for it never comes.
+                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                    raise
+                self._outbox.failed(entry, error.args[0])
+                return
 
     def poll(self, timeout: float) -> None:
         """Serve delivery reports."""
