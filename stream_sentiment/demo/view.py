@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rich.align import Align
+from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.layout import Layout
 from rich.panel import Panel
@@ -244,7 +245,7 @@ class Screen:
         entries: list[RenderableType] = []
         reason_lines = 2 if wide else 3
         for alarm in list(reversed(floor.alarms))[: max(lines // 3 + 1, 1)]:
-            entries.append(alarm_heading(alarm))
+            entries.append(alarm_heading(alarm, with_rule=wide))
             entries.append(Text("  " + alarm.title, no_wrap=True, overflow="ellipsis"))
             if alarm.action != "resolved" and alarm.reason:
                 entries.append(_Clipped(Text(alarm.reason, style="bright_black"), reason_lines))
@@ -297,15 +298,16 @@ def progress_bar(share: float, width: int, stage: str) -> Text:
     return Text.assemble(("━" * filled, "cyan"), ("─" * (cells - filled), "bright_black"), label)
 
 
-def alarm_heading(alarm: Alarm) -> Text:
-    """`▲ opened  error  sustained-negative`."""
+def alarm_heading(alarm: Alarm, with_rule: bool = True) -> Text:
+    """`00:27 ▲ opened error  sustained-negative`."""
     minutes, seconds = divmod(int(alarm.at_s), 60)
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(f"{minutes:02d}:{seconds:02d} ", style="bright_black")
     style = "green" if alarm.action == "resolved" else _SEVERITY_STYLE.get(alarm.severity, "")
-    what = alarm.resolution if alarm.action == "resolved" else alarm.severity
+    what = alarm.resolution.replace("_", " ") if alarm.action == "resolved" else alarm.severity
     text.append(f"{_ACTION_SIGN.get(alarm.action, '?')} {alarm.action} {what}".rstrip(), style=style)
-    text.append(f"  {alarm.rule_id}", style="bright_black")
+    if with_rule:
+        text.append(f"  {alarm.rule_id}", style="bright_black")
     return text
 
 
@@ -337,6 +339,14 @@ class _Sized:
         yield screen.layout(floor, frame, options.max_width, height)
 
 
+def _wrapped(text: Text, console: Console, width: int) -> list[Text]:
+    """Lines of at most `width` cells. Between Chinese characters there are no spaces to break at: any place will do."""
+    wide = sum(cell_len(character) == 2 for character in text.plain)
+    if 4 * wide < len(text.plain):
+        return list(text.wrap(console, width))
+    return [Text(part, style=text.style) for part in chop_cells(text.plain, width)]
+
+
 class _Clipped:
     """A text that is wrapped, indented by two cells and cut after some lines."""
 
@@ -345,7 +355,7 @@ class _Clipped:
         self._lines = lines
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wrapped = self._text.wrap(console, max(options.max_width - 2, 8))
+        wrapped = _wrapped(self._text, console, max(options.max_width - 2, 8))
         cut = len(wrapped) > self._lines
         for index, line in enumerate(wrapped[: self._lines]):
             if cut and index == self._lines - 1:
