@@ -1,7 +1,7 @@
 """The model bundle: a directory with a manifest, one or more ONNX files, a tokenizer and a golden set.
 
-In: a path. Out: a `Bundle`, every file read once and checked. Blocks on the disk. Raises `ConfigurationError` that names the file that is
-wrong and says what to do. Nothing is run here: `verify.py` does that.
+In: a path. Out: a `Bundle`, every file read once and checked. Blocks on the disk. Raises `ConfigurationError`
+that names the file that is wrong and says what to do. Nothing is run here: `verify.py` does that.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{file} cannot be read: {error}; {REPAIR}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise ConfigurationError(f"{file}: format {found!r} is not {FORMAT}, the one this version reads; export the model again")
+        raise ConfigurationError(
+            f"{file}: format {found!r} is not {FORMAT}, the one this version reads; export the model again"
+        )
     if manifest.get("text_preparation") != TEXT_PREPARATION:
         raise ConfigurationError(
             f"{file}: the model was trained with text preparation {manifest.get('text_preparation')!r}, this version prepares with "
@@ -147,10 +149,14 @@ def read_checked(path: Path, manifest: Mapping[str, Any], name: str) -> bytes:
     except OSError as error:
         raise ConfigurationError(f"{path / name} cannot be read: {error}; {REPAIR}") from error
     if len(content) != entry["bytes"]:
-        raise ConfigurationError(f"{path / name} has {len(content)} bytes, the manifest says {entry['bytes']}; {REPAIR}")
+        raise ConfigurationError(
+            f"{path / name} has {len(content)} bytes, the manifest says {entry['bytes']}; {REPAIR}"
+        )
     digest = hashlib.sha256(content).hexdigest()
     if digest != entry["sha256"]:
-        raise ConfigurationError(f"{path / name} has sha256 {digest[:12]}…, the manifest says {entry['sha256'][:12]}…; {REPAIR}")
+        raise ConfigurationError(
+            f"{path / name} has sha256 {digest[:12]}…, the manifest says {entry['sha256'][:12]}…; {REPAIR}"
+        )
     return content
 
 

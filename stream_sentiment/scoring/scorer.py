@@ -1,7 +1,8 @@
 """The scorer: what the worker and `score` call.
 
-In: texts, or token ids of one micro-batch. Out: `Score` values in the same order. `tokenize` belongs to one thread; `infer` may be called
-from any. Blocks on inference. Raises `InferenceError` for messages that cannot be scored, `ConfigurationError` at load.
+In: texts, or token ids of one micro-batch. Out: `Score` values in the same order. `tokenize` belongs to one
+thread; `infer` may be called from any. Blocks on inference. Raises `InferenceError` for messages that cannot
+be scored, `ConfigurationError` at load.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Scorer(Protocol):
 
 
 class OnnxScorer:
-    """A bundle on onnxruntime. A message's score does not depend on the messages beside it (static int8 scales, masked sums)."""
+    """A bundle on onnxruntime. A message's score does not depend on the messages beside it (static int8
+    scales, masked sums).
+    """
 
     def __init__(self, bundle: Bundle, *, device: Device = "cpu", token_budget: int = TOKEN_BUDGET) -> None:
         self.info = bundle.info
@@ -65,7 +68,8 @@ class OnnxScorer:
     ) -> OnnxScorer:
         """Read, verify and open a bundle; without a path the one that comes with the package.
 
-        `auto` takes CUDA where it is there and the bundle has a variant for it, else the CPU; `cuda` refuses anything else.
+        `auto` takes CUDA where it is there and the bundle has a variant for it, else the CPU; `cuda` refuses
+        anything else.
         """
         path = path or default_bundle_path()
         wanted = choose_device(device, read_manifest(path))
@@ -107,7 +111,9 @@ class OnnxScorer:
 
 
 class StubScorer:
-    """A scorer without a model: the score is a function of the ids alone. For benchmarks of everything around the model, and for tests."""
+    """A scorer without a model: the score is a function of the ids alone. For benchmarks of everything around
+    the model, and for tests.
+    """
 
     def __init__(self, max_length: int = 96) -> None:
         labels = {"polarity": POLARITIES, "emotion": EMOTIONS, "signals": SIGNALS}
@@ -136,7 +142,9 @@ def _stub_score(label: str, emotion: str) -> Score:
     polarity = tuple(0.8 if p == label else 0.1 for p in POLARITIES)
     feelings = tuple(0.75 if e == emotion else 0.05 for e in EMOTIONS)
     value = polarity[2] - polarity[0]
-    return Score((polarity[0], polarity[1], polarity[2]), feelings, value, 0.8, label, emotion, False, 1.0, (0.0,) * len(SIGNALS))
+    return Score(
+        (polarity[0], polarity[1], polarity[2]), feelings, value, 0.8, label, emotion, False, 1.0, (0.0,) * len(SIGNALS)
+    )
 
 
 _STUB_SCORES = (

@@ -1,7 +1,8 @@
 """The ONNX session: settings, provider check, one array in, one array out.
 
-In: model bytes and a device. Out: `Session.run`, which any thread may call (one session is shared; `run` releases the GIL). Blocks on
-inference. Raises `ConfigurationError` when the installation or the device is wrong.
+In: model bytes and a device. Out: `Session.run`, which any thread may call (one session is shared; `run`
+releases the GIL). Blocks on inference. Raises `ConfigurationError` when the installation or the device is
+wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _SHRINK = "memory.enable_memory_arena_shrinkage"
 
 
 def check_installation() -> str:
-    """Exactly one onnxruntime distribution: the cpu and gpu wheels own the same import package and silently break each other.
+    """Exactly one onnxruntime distribution: the cpu and gpu wheels own the same import package and silently
+    break each other.
 
     Returns its name and version.
     """
@@ -72,8 +74,8 @@ class Session:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        # Parallelism comes from several threads that share this session: on two quiet cores 20 % faster than ORT's own pool,
-        # and it does not collapse when the cores are contended.
+        # Parallelism comes from several threads that share this session: on two quiet cores 20 % faster than
+        # ORT's own pool, and it does not collapse when the cores are contended.
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -97,13 +99,17 @@ class Session:
             # The fused kernel is a scalar loop on CPU, 7.5 times slower than Add and LayerNormalization.
             disabled = ["SkipLayerNormFusion"]
         try:
-            self._session = ort.InferenceSession(bundle.model, options, providers=providers, disabled_optimizers=disabled)
+            self._session = ort.InferenceSession(
+                bundle.model, options, providers=providers, disabled_optimizers=disabled
+            )
         except Exception as error:  # onnxruntime raises its own classes, all direct children of Exception
             file = bundle.path / bundle.manifest["precisions"][bundle.info.precision]["file"]
             raise ConfigurationError(f"{file}: onnxruntime cannot load it on {device}: {error}") from error
         active = self._session.get_providers()[0]
         if active != providers[0]:
-            raise ConfigurationError(f"device {device} was asked for, but onnxruntime runs on {active}; see the GPU section of docs/model.md")
+            raise ConfigurationError(
+                f"device {device} was asked for, but onnxruntime runs on {active}; see the GPU section of docs/model.md"
+            )
         self.provider: str = active
         self._check_labels(bundle)
         self._shrink = ort.RunOptions()
@@ -119,7 +125,9 @@ class Session:
         return np.asarray(outputs[0])
 
     def _check_labels(self, bundle: Bundle) -> None:
-        """The graph carries its own label order; a manifest with another one would swap anger and joy without a trace."""
+        """The graph carries its own label order; a manifest with another one would swap anger and joy without
+        a trace.
+        """
         stored = self._session.get_modelmeta().custom_metadata_map.get("heads")
         declared = [[h.head.name, h.head.kind.value, list(h.head.labels)] for h in bundle.heads]
         if stored is None or json.loads(stored) != declared:

@@ -1,7 +1,8 @@
 """Text preparation: what happens to a message between the contract and the tokenizer. Training and serving both use it.
 
-In: any string. Out: a prepared string and whether characters were cut. Blocks on nothing, raises nothing. The rules are versioned
-(`TEXT_PREPARATION`); a bundle names the version it was trained with, and a bundle with another one is refused.
+In: any string. Out: a prepared string and whether characters were cut. Blocks on nothing, raises nothing. The
+rules are versioned (`TEXT_PREPARATION`); a bundle names the version it was trained with, and a bundle with
+another one is refused.
 """
 
 from __future__ import annotations
@@ -13,22 +14,23 @@ from importlib import resources
 
 TEXT_PREPARATION = "1"
 
-# 96 tokens hold at most about 500 characters of ordinary text. 1,600 and 960 keep more than the 60 head and 36 tail tokens for words
-# of up to 26 characters, and bound the time that one hostile message can cost.
+# 96 tokens hold at most about 500 characters of ordinary text. 1,600 and 960 keep more than the 60 head and
+# 36 tail tokens for words of up to 26 characters, and bound the time that one hostile message can cost.
 HEAD_CHARACTERS = 1_600
 TAIL_CHARACTERS = 960
 
 USER = "@user"
 URL = "http"
 EMAIL = "email"
-# One ordinary token in both languages. Not a special word: sets that mask their numbers would otherwise teach the model that a masked
-# number means a calm message.
+# One ordinary token in both languages. Not a special word: sets that mask their numbers would otherwise teach
+# the model that a masked number means a calm message.
 NUMBER = "123"
 
 _AT = re.compile(r"[\w.+\-]{1,64}@[\w\-]{1,64}(?:\.[\w\-]{1,32})+|@[\w\-]{1,30}")
 _LINK = re.compile(r"(?:https?://|www\.)[\w\-./?%&=#~:+,;!$*']+", re.IGNORECASE)
-# Seven digits or more, with single spaces or hyphens between them: phone, order, tracking, card and identity numbers. Dates of eight
-# digits fall under it too; amounts, quantities and model numbers do not. The last place of an identity number may be an X.
+# Seven digits or more, with single spaces or hyphens between them: phone, order, tracking, card and identity
+# numbers. Dates of eight digits fall under it too; amounts, quantities and model numbers do not. The last
+# place of an identity number may be an X.
 _NUMBER = re.compile(r"\+?\d(?:[ \-]?\d){6,30}(?:[xX](?![A-Za-z]))?")
 # Four or more of one character become three ("sooooooo", "。。。。。。"). Digits are not squeezed: 10000 is not 1000.
 _REPEAT = re.compile(r"([^\d\s])\1{3,}")

@@ -1,7 +1,8 @@
 """Prepared text to token ids.
 
-In: messages. Out: `TokenizedText` per message. Blocks on arithmetic (the native tokenizer releases the GIL). One thread calls it: the
-truncation and padding of a `tokenizers.Tokenizer` are state that a running encode borrows, so neither is ever set here.
+In: messages. Out: `TokenizedText` per message. Blocks on arithmetic (the native tokenizer releases the GIL).
+One thread calls it: the truncation and padding of a `tokenizers.Tokenizer` are state that a running encode
+borrows, so neither is ever set here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class TokenizedText:
 
 
 def keep_head_and_tail(ids: list[int], max_tokens: int) -> list[int]:
-    """At most `max_tokens` ids: the first five eighths and the last three (60 and 36 of 96). A complaint says what it wants at its end."""
+    """At most `max_tokens` ids: the first five eighths and the last three (60 and 36 of 96). A complaint says
+    what it wants at its end.
+    """
     if len(ids) <= max_tokens:
         return ids
     head = max_tokens * 5 // 8
@@ -50,7 +53,9 @@ class TextTokenizer:
         prepared = [prepare(text) for text in texts]
         limit = self.max_tokens
         out = []
-        for piece, encoding in zip(prepared, self._tokenizer.encode_batch_fast([p.text for p in prepared]), strict=True):
+        for piece, encoding in zip(
+            prepared, self._tokenizer.encode_batch_fast([p.text for p in prepared]), strict=True
+        ):
             ids = encoding.ids
             out.append(TokenizedText(keep_head_and_tail(ids, limit), piece.cut or len(ids) > limit))
         return out

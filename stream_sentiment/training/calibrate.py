@@ -1,6 +1,8 @@
-"""Numbers fitted on dev after training: the shortcut's share, one temperature a head, signal thresholds, the abstain band. Pure.
+"""Numbers fitted on dev after training: the shortcut's share, one temperature a head, signal thresholds, the
+abstain band. Pure.
 
-In: logits and gold labels of dev rows, several sets of equal weight. Out: plain numbers for the manifest. Never given a test set.
+In: logits and gold labels of dev rows, several sets of equal weight. Out: plain numbers for the manifest.
+Never given a test set.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-TEMPERATURES = tuple(np.round(np.geomspace(0.4, 4.0, 93), 4).tolist())
+TEMPERATURES: tuple[float, ...] = tuple(round(0.4 * 10 ** (i / 92), 4) for i in range(93))  # 0.4 to 4
 SIGNAL_PRECISION = 0.8
-"""A signal's threshold is the lowest that reaches this precision on dev: a false "legal threat" costs a person's time."""
+"""A signal's threshold is the lowest that reaches this precision on dev: a false "legal threat" costs a
+person's time.
+"""
 
 
 def fit_temperature(sets: Sequence[tuple[Floats, Ints]]) -> float:
@@ -37,7 +41,8 @@ def fit_binary_temperature(logits: Floats, gold: npt.NDArray[np.bool_]) -> float
 
 
 def fit_share(sets: Sequence[tuple[Floats, Floats, Ints]]) -> float:
-    """How much of the shortcut's logits to add to the encoder's: least log loss, each share at its own best temperature.
+    """How much of the shortcut's logits to add to the encoder's: least log loss, each share at its own best
+    temperature.
 
     `sets`: encoder logits, shortcut logits, gold labels.
     """
@@ -50,7 +55,9 @@ def fit_share(sets: Sequence[tuple[Floats, Floats, Ints]]) -> float:
     return min(SHARES, key=loss)
 
 
-def fit_thresholds(probability: Floats, gold: npt.NDArray[np.bool_], precision: float = SIGNAL_PRECISION) -> list[float]:
+def fit_thresholds(
+    probability: Floats, gold: npt.NDArray[np.bool_], precision: float = SIGNAL_PRECISION
+) -> list[float]:
     """Per column the lowest threshold from 0.2 to 0.9 that reaches `precision`; 0.9 where none does."""
     out = []
     for column in range(probability.shape[1]):
@@ -66,7 +73,9 @@ def fit_thresholds(probability: Floats, gold: npt.NDArray[np.bool_], precision: 
 
 
 def fit_abstain(probability: Floats, gold: Ints, accuracy: float = 0.6) -> float:
-    """The confidence below which less than `accuracy` of the labels are right; 0 where even the least confident are better."""
+    """The confidence below which less than `accuracy` of the labels are right; 0 where even the least
+    confident are better.
+    """
     best, right = probability.max(axis=1), probability.argmax(axis=1) == gold
     limit = 0.0
     for edge in np.arange(0.36, 0.91, 0.02):

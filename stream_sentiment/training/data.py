@@ -1,7 +1,8 @@
 """Labelled rows: reading, mixing, augmenting, tokenising and batching.
 
-In: JSONL files (plain or gzip) of rows `{text, polarity?, emotion?, intensity?, signals?, weight?, lang?}`; a label that is absent or null
-gives no loss to that head. Out: batches of near-equal length. Blocks on files. Raises `ConfigurationError` naming file and line.
+In: JSONL files (plain or gzip) of rows `{text, polarity?, emotion?, intensity?, signals?, weight?, lang?}`; a
+label that is absent or null gives no loss to that head. Out: batches of near-equal length. Blocks on files.
+Raises `ConfigurationError` naming file and line.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ NO_NEUTRAL = -1e4
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text with whatever labels it has. `binary`: the source knows no neutral, so its polarity loss is over two classes."""
+    """One text with whatever labels it has. `binary`: the source knows no neutral, so its polarity loss is
+    over two classes.
+    """
 
     text: str
     polarity: str | None = None
@@ -59,7 +62,9 @@ class Source:
 
 
 def read_mix(path: Path) -> list[Source]:
-    """Sources from a YAML file: a list under `sources`, each with `files` (a pattern below the data folder) and `passes`."""
+    """Sources from a YAML file: a list under `sources`, each with `files` (a pattern below the data folder)
+    and `passes`.
+    """
     try:
         document = yaml.safe_load(path.read_text("utf-8"))
         return [Source(**entry) for entry in document["sources"]]
@@ -78,7 +83,9 @@ def read_rows(path: Path, *, binary: bool = False, weight: float = 1.0) -> list[
             try:
                 rows.append(_row(json.loads(line), binary, weight))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ConfigurationError(f"{path}, line {number}: {error}; a row is a JSON object with a text") from error
+                raise ConfigurationError(
+                    f"{path}, line {number}: {error}; a row is a JSON object with a text"
+                ) from error
     return rows
 
 
@@ -103,7 +110,8 @@ def read_source(root: Path, source: Source) -> list[Row]:
     return rows
 
 
-# Placeholders of corpora whose owners masked the texts. Random digits stand in for them, or "placeholder" would come to mean "calm".
+# Placeholders of corpora whose owners masked the texts. Random digits stand in for them, or "placeholder"
+# would come to mean "calm".
 _PLACEHOLDER = re.compile(
     r"\[(?:ORDERID_\d+|[A-Z_]+_\d+|(?:数字|订单|电话|日期|时间|金额|地址|姓名|站点|邮箱|组织机构|商品快照|链接)[xX]?)\]"
 )
@@ -119,7 +127,9 @@ def fill_placeholders(text: str, rng: np.random.Generator) -> str:
 
 
 def roughen(text: str, rng: np.random.Generator) -> str:
-    """One small change that a person in a hurry makes: a typo, more or less punctuation, capitals, a lengthened word."""
+    """One small change that a person in a hurry makes: a typo, more or less punctuation, capitals, a
+    lengthened word.
+    """
     kind = int(rng.integers(6))
     if len(text) < 4:
         return text
@@ -160,12 +170,14 @@ class Encoder:
         return [self._keep(e.ids, self.max_tokens) for e in encodings]
 
     def split_words(self, ids: list[int], rng: np.random.Generator) -> list[int]:
-        """A third of the Chinese words fall into their characters, so that a segmentation error is nothing new to the model."""
+        """A third of the Chinese words fall into their characters, so that a segmentation error is nothing
+        new to the model.
+        """
         out: list[int] = []
         for token in ids:
             parts = self._parts.get(token)
             out.extend(parts if parts and rng.random() < 0.35 else [token])
-        return out[: self.max_tokens - 1] + [ids[-1]] if len(out) > self.max_tokens else out
+        return [*out[: self.max_tokens - 1], ids[-1]] if len(out) > self.max_tokens else out
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +210,9 @@ def targets_of(rows: Sequence[Row], heads: Sequence[Head]) -> dict[str, npt.NDAr
 def batches(
     rows: Sequence[Row], ids: Sequence[list[int]], heads: Sequence[Head], budget: int, rng: np.random.Generator | None
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Length-sorted batches of at most `budget` padded tokens with the rows' indices; shuffled when a generator is given."""
+    """Length-sorted batches of at most `budget` padded tokens with the rows' indices; shuffled when a
+    generator is given.
+    """
     lengths = np.array([len(x) for x in ids])
     jitter = rng.random(len(ids)) * 0.9 if rng is not None else 0.0
     order = np.argsort(lengths + jitter, kind="stable")

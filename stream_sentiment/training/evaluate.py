@@ -1,7 +1,8 @@
 """Evaluation of a bundle as it is deployed: rows in, one report per data set out.
 
-In: an `OnnxScorer` and rows. Out: dictionaries of numbers (shares from 0 to 1). Blocks on inference. Figures are computed from the served
-variant's own logits, through the product's text preparation and tokenizer, so that the card and the product cannot differ.
+In: an `OnnxScorer` and rows. Out: dictionaries of numbers (shares from 0 to 1). Blocks on inference. Figures
+are computed from the served variant's own logits, through the product's text preparation and tokenizer, so
+that the card and the product cannot differ.
 """
 
 from __future__ import annotations

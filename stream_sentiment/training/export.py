@@ -1,7 +1,8 @@
 """A trained run to a bundle: ONNX graph, calibration, golden set, manifest.
 
-In: a run directory, dev rows (for share, temperatures, thresholds), calibration rows (for int8 ranges), golden texts. Out: a bundle
-directory, written beside its final place and moved there at the end. Blocks on a few thousand forward passes.
+In: a run directory, dev rows (for share, temperatures, thresholds), calibration rows (for int8 ranges),
+golden texts. Out: a bundle directory, written beside its final place and moved there at the end. Blocks on a
+few thousand forward passes.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from stream_sentiment import __version__
+from stream_sentiment.errors import ConfigurationError
 from stream_sentiment.scoring.bundle import FORMAT, GOLDEN, MANIFEST, TOKENIZER
 from stream_sentiment.scoring.heads import HeadKind
 from stream_sentiment.scoring.scorer import OnnxScorer
 from stream_sentiment.scoring.text import TEXT_PREPARATION
 from stream_sentiment.scoring.tokenizer import TextTokenizer
 from stream_sentiment.training import calibrate, evaluate, graph, metrics
-from stream_sentiment.training.data import NO_NEUTRAL, Row, batches, targets_of
+from stream_sentiment.training.data import NO_NEUTRAL, Row, targets_of
 from stream_sentiment.training.network import SentimentNetwork
+from stream_sentiment.training.predict import MINIMUM_LABELLED, split_logits
 from stream_sentiment.training.quantize import MINIMUM_MESSAGES, activation_ranges
 from stream_sentiment.training.train import load_network
 
@@ -34,7 +35,9 @@ MODEL_FILE = "model.{precision}.onnx"
 WEIGHTS = "model.safetensors"
 NETWORK = "network.json"
 GOLDEN_TOLERANCE = 0.05
-"""Logits of the golden set may differ by this on another CPU: int8 products are exact, LayerNorm and softmax are not."""
+"""Logits of the golden set may differ by this on another CPU: int8 products are exact, LayerNorm and softmax
+are not.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class ExportRequest:
     golden: Sequence[str]
     data: Sequence[Mapping[str, Any]] = field(default_factory=list)
     share: Mapping[str, float] | None = None  # fixed shares instead of fitted ones
+    weights: bool = False  # the fp16 weights beside the graph, so that others can fine-tune
 
 
 def export(run: Path, out: Path, request: ExportRequest) -> dict[str, Any]:
@@ -58,7 +62,9 @@ def export(run: Path, out: Path, request: ExportRequest) -> dict[str, Any]:
     share = dict(request.share) if request.share is not None else fit_shares(network, tokenizer, request.dev)
     ids = [t.ids for t in tokenizer.tokenize(evaluate.texts_of(request.calibration))]
     if len(ids) < MINIMUM_MESSAGES:
-        raise ValueError(f"{len(ids)} calibration messages; at least {MINIMUM_MESSAGES} of every language are needed")
+        raise ConfigurationError(
+            f"{len(ids)} calibration messages; give at least {MINIMUM_MESSAGES}, of every language"
+        )
     model = graph.build(network, activation_ranges(network, ids), share).SerializeToString()
 
     draft = out.with_name(out.name + ".draft")
@@ -69,6 +75,9 @@ def export(run: Path, out: Path, request: ExportRequest) -> dict[str, Any]:
     (draft / file).write_bytes(model)
     shutil.copyfile(run / TOKENIZER, draft / TOKENIZER)
     (draft / GOLDEN).write_text("{}\n", "utf-8")
+    if request.weights:
+        for name in (WEIGHTS, NETWORK):
+            shutil.copyfile(run / name, draft / name)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "name": request.name,
@@ -108,7 +117,7 @@ def fit_shares(network: SentimentNetwork, tokenizer: TextTokenizer, dev: Sequenc
             if head.kind is not HeadKind.SOFTMAX:
                 continue
             live = targets[head.name] >= 0
-            if live.mean() > 0.3:
+            if live.mean() >= MINIMUM_LABELLED:
                 z = deep[head.name].copy()
                 if head.name == "polarity":
                     z[[r.binary for r in rows], head.labels.index("neutral")] = NO_NEUTRAL
@@ -117,26 +126,6 @@ def fit_shares(network: SentimentNetwork, tokenizer: TextTokenizer, dev: Sequenc
     if "signals" in network.heads:
         out["signals"] = out.get("polarity", 0.0)
     return out
-
-
-def split_logits(
-    network: SentimentNetwork, ids: Sequence[list[int]], rows: Sequence[Row]
-) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, npt.NDArray[np.float32]]]:
-    """Logits of encoder and shortcut apart, fp32, by head."""
-    heads = network.head_specs
-    deep = {h.name: np.zeros((len(rows), h.width), np.float32) for h in heads}
-    wide = {h.name: np.zeros((len(rows), h.width), np.float32) for h in heads}
-    with torch.no_grad():
-        for group, batch in batches(rows, ids, heads, 6_144, None):
-            x, lengths = torch.from_numpy(batch.ids), torch.from_numpy(batch.lengths)
-            pooled = network.pooled(x, lengths)
-            for name, head in network.heads.items():
-                deep[name][group] = head(pooled).numpy()
-            if network.wide is not None:
-                parts = network.wide_sum(x, lengths).split([h.width for h in heads], dim=1)
-                for head_spec, part in zip(heads, parts, strict=True):
-                    wide[head_spec.name][group] = part.numpy()
-    return deep, wide
 
 
 def _calibrate(folder: Path, manifest: dict[str, Any], dev: Sequence[Sequence[Row]]) -> None:
@@ -152,7 +141,7 @@ def _calibrate(folder: Path, manifest: dict[str, Any], dev: Sequence[Sequence[Ro
             sets = []
             for rows, z, y in zip(dev, logits, targets, strict=True):
                 live = y >= 0
-                if live.mean() > 0.3:
+                if live.mean() >= MINIMUM_LABELLED:
                     part = z[:, columns].copy()
                     if head.name == "polarity":
                         part[[r.binary for r in rows], head.labels.index("neutral")] = NO_NEUTRAL

@@ -1,10 +1,12 @@
 """The ONNX graph of a trained network, built node by node from its weights.
 
-In: a `SentimentNetwork`, the calibrated input ranges of its linear layers (static int8) or none (fp32). Out: an onnx `ModelProto` with one
-input `input_ids` (batch x length, int64, 0 = padding) and one output `logits` (batch x sum of head widths, fp32). Pure.
+In: a `SentimentNetwork`, the calibrated input ranges of its linear layers (static int8) or none (fp32). Out:
+an onnx `ModelProto` with one input `input_ids` (batch x length, int64, 0 = padding) and one output `logits`
+(batch x sum of head widths, fp32). Pure.
 
-Built by hand because pattern fusion in exporters fails silently, and because the exact operators matter on CPU: quantised products with
-static scales, no fused SkipLayerNormalization, one QuantizeLinear for Q, K and V.
+Built by hand because pattern fusion in exporters fails silently, and because the exact operators matter on
+CPU: quantised products with static scales, no fused SkipLayerNormalization, one QuantizeLinear for Q, K and
+V.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ from stream_sentiment.training.network import HASH_FIRST, HASH_SECOND, HASH_SKIP
 MICROSOFT = "com.microsoft"
 OPSET = 18
 
-# A sum of fp32 values depends on its order, and padding and batch size change the order. So the two sums after the last layer run over
-# values that fp32 adds exactly: a last-layer output is a multiple of 2**-10 below 2**4, and 96 of them stay below 2**11 (21 of 24 bits); a
-# pooled value is a multiple of 2**-8, a head weight of 2**-11, and their sums stay below 2**5 (24 bits). The rounding costs a logit at
-# most a few thousandths, less than int8 does, and a score becomes the same number in any batch.
+# A sum of fp32 values depends on its order, and padding and batch size change the order. So the two sums
+# after the last layer run over values that fp32 adds exactly: a last-layer output is a multiple of 2**-10
+# below 2**4, and 96 of them stay below 2**11 (21 of 24 bits); a pooled value is a multiple of 2**-8, a head
+# weight of 2**-11, and their sums stay below 2**5 (24 bits). The rounding costs a logit at most a few
+# thousandths, less than int8 does, and a score becomes the same number in any batch.
 TOKEN_STEP = 2.0**10
 POOLED_STEP = 2.0**8
 WEIGHT_STEP = 2.0**11
@@ -79,7 +82,7 @@ def build(network: SentimentNetwork, ranges: Ranges | None, wide_share: Mapping[
     total = g.op("ReduceSum", [masked, g.const(np.array([1], np.int64))], keepdims=0)
     mean = g.op("Div", [total, g.op("Mul", [count, g.const(np.float32(TOKEN_STEP / POOLED_STEP))])])
     pooled = g.op("Mul", [g.op("Round", [mean]), g.const(np.float32(1.0 / POOLED_STEP))])
-    heads = [network.heads[h.name] for h in network.head_specs]
+    heads = [network.head(h.name) for h in network.head_specs]
     weight = np.concatenate([_array(h.weight) for h in heads])
     bias = np.concatenate([_array(h.bias) for h in heads])
     weight = np.round(weight * WEIGHT_STEP) / np.float32(WEIGHT_STEP)
@@ -94,7 +97,7 @@ def build(network: SentimentNetwork, ranges: Ranges | None, wide_share: Mapping[
         g.nodes,
         "stream_sentiment",
         [helper.make_tensor_value_info(ids, TensorProto.INT64, ["batch", "length"])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", int(len(bias))])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(bias)])],
         g.initialisers,
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
@@ -110,9 +113,7 @@ def quantise_columns(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.in
     return np.clip(np.round(weight / scale), -127, 127).astype(np.int8), scale.astype(np.float32)
 
 
-def _layer(
-    g: GraphBuilder, layer: Layer, x: str, keep: str, ranges: Ranges | None, prefix: str, num_heads: int
-) -> str:
+def _layer(g: GraphBuilder, layer: Layer, x: str, keep: str, ranges: Ranges | None, prefix: str, num_heads: int) -> str:
     qkv = _linear(g, layer.qkv, x, ranges, prefix + "qkv")
     query, key, value = g.op("Split", [qkv], outputs=3, axis=-1, num_outputs=3)
     context = g.op("MultiHeadAttention", [query, key, value, "", keep], domain=MICROSOFT, num_heads=num_heads)
@@ -135,14 +136,21 @@ def _linear(g: GraphBuilder, module: torch.nn.Linear, x: str, ranges: Ranges | N
     columns, column_scale = quantise_columns(weight.T)
     inputs = [quantised, g.const(columns), scale_name, g.const(column_scale), zero_name]
     return str(
-        g.op("MatMulIntegerToFloat", [*inputs, g.const(np.zeros(columns.shape[1], np.int8)), g.const(bias)], domain=MICROSOFT)
+        g.op(
+            "MatMulIntegerToFloat",
+            [*inputs, g.const(np.zeros(columns.shape[1], np.int8)), g.const(bias)],
+            domain=MICROSOFT,
+        )
     )
 
 
 def _norm(g: GraphBuilder, x: str, module: torch.nn.LayerNorm) -> str:
     return str(
         g.op(
-            "LayerNormalization", [x, g.const(_array(module.weight)), g.const(_array(module.bias))], axis=-1, epsilon=module.eps
+            "LayerNormalization",
+            [x, g.const(_array(module.weight)), g.const(_array(module.bias))],
+            axis=-1,
+            epsilon=module.eps,
         )
     )
 

@@ -51,9 +51,9 @@ def ece(probability: Floats, gold: Ints, bins: int = 15) -> float:
     return _binned_gap(confidence, hit, bins)
 
 
-def binary_ece(probability: Floats, gold: Ints, bins: int = 15) -> float:
+def binary_ece(probability: Floats, gold: npt.NDArray[np.bool_], bins: int = 15) -> float:
     """The same for independent yes/no outputs: probability of yes against the share of yes."""
-    return _binned_gap(probability, gold.astype(bool), bins)
+    return _binned_gap(probability, gold, bins)
 
 
 def _binned_gap(confidence: Floats, hit: npt.NDArray[np.bool_], bins: int) -> float:

@@ -1,11 +1,12 @@
-"""The network that is trained: a BERT encoder, one linear head per declared task, and a wide shortcut of hashed token n-grams.
+"""The network that is trained: a BERT encoder, one linear head per declared task, and a wide shortcut of
+hashed token n-grams.
 
-In: padded token ids and their lengths. Out: one logits tensor per head. Blocks on arithmetic only. Raises `ConfigurationError` for a
-checkpoint that is not of the BERT family.
+In: padded token ids and their lengths. Out: one logits tensor per head. Blocks on arithmetic only. Raises
+`ConfigurationError` for a checkpoint that is not of the BERT family.
 
-Written out instead of taken from a library for three reasons: plain bf16 matrix products for attention (the CPU flash kernel's backward is
-5 to 8 times slower at these lengths), fused Q, K and V, and sparse gradients for the word vectors (a dense Adam step over 46 k x 384 would
-cost as much as the forward pass).
+Written out instead of taken from a library for three reasons: plain bf16 matrix products for attention (the
+CPU flash kernel's backward is 5 to 8 times slower at these lengths), fused Q, K and V, and sparse gradients
+for the word vectors (a dense Adam step over 46 k x 384 would cost as much as the forward pass).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from torch import Tensor, nn
 from stream_sentiment.errors import ConfigurationError
 from stream_sentiment.scoring.heads import Head, HeadKind
 
-# Multipliers of the n-gram hash. Both odd, so that the low bits keep all of a token id; the products stay far below 2**63.
-# The ONNX graph computes the same expression (export.py).
+# Multipliers of the n-gram hash. Both odd, so that the low bits keep all of a token id; the products stay far
+# below 2**63. The ONNX graph computes the same expression (export.py).
 HASH_FIRST = 1_000_003
 HASH_SECOND = 7_368_787
 HASH_SKIP = 15_485_863
@@ -52,7 +53,9 @@ class NetworkConfig:
                 f"config.json says model_type {config.get('model_type')!r}; only BERT-family checkpoints can be trained"
             )
         if config.get("hidden_act") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
-            raise ConfigurationError("config.json asks for another activation or position kind; gelu and absolute are supported")
+            raise ConfigurationError(
+                "config.json asks for another activation or position kind; gelu and absolute are supported"
+            )
         return cls(
             vocab_size=int(config["vocab_size"]),
             hidden_size=int(config["hidden_size"]),
@@ -104,8 +107,8 @@ class Layer(nn.Module):
 class SentimentNetwork(nn.Module):
     """Encoder, mean pooling over the real tokens ([CLS] and [SEP] included), heads.
 
-    Master weights are fp32; `compute_dtype` is the type of the encoder's arithmetic (bf16 where the CPU has it). Heads, pooling and the
-    shortcut stay in fp32.
+    Master weights are fp32; `compute_dtype` is the type of the encoder's arithmetic (bf16 where the CPU has
+    it). Heads, pooling and the shortcut stay in fp32.
     """
 
     def __init__(self, config: NetworkConfig, heads: tuple[Head, ...]) -> None:
@@ -144,8 +147,8 @@ class SentimentNetwork(nn.Module):
         pooled = self.pooled(ids, lengths)
         logits = {name: head(pooled) for name, head in self.heads.items()}
         if self.wide is not None:
-            parts = self.wide_sum(ids, lengths).split([h.width for h in self.head_specs], dim=1)
-            logits = {h.name: logits[h.name] + part for h, part in zip(self.head_specs, parts, strict=True)}
+            wide = self.wide_logits(ids, lengths)
+            logits = {name: z + wide[name] for name, z in logits.items()}
         return logits
 
     def wide_sum(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -154,7 +157,20 @@ class SentimentNetwork(nn.Module):
         rows = self.wide(ngram_buckets(ids, self.config.wide_buckets))
         keep = (ids != 0).float()
         live = torch.cat([keep, _pairs(keep, 1), _pairs(keep, 2)], dim=1)
-        return (rows * live[:, :, None]).sum(1) / lengths.float().sqrt()[:, None]
+        summed: Tensor = (rows * live[:, :, None]).sum(1)
+        return summed / lengths.float().sqrt()[:, None]
+
+    def wide_logits(self, ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """`wide_sum` by head."""
+        widths = [h.width for h in self.head_specs]
+        parts = torch.split(self.wide_sum(ids, lengths), widths, dim=1)
+        return {h.name: part for h, part in zip(self.head_specs, parts, strict=True)}
+
+    def head(self, name: str) -> nn.Linear:
+        """The linear layer of one head."""
+        module = self.heads[name]
+        assert isinstance(module, nn.Linear)
+        return module
 
     def body_parameters(self) -> list[nn.Parameter]:
         """All that is neither word vectors, nor shortcut, nor head."""
@@ -165,7 +181,9 @@ class SentimentNetwork(nn.Module):
 
 
 def ngram_buckets(ids: Tensor, buckets: int) -> Tensor:
-    """Hash of every token, neighbouring pair and pair with one token between: batch x (length + (length-1) + (length-2))."""
+    """Hash of every token, neighbouring pair and pair with one token between: batch x (length + (length-1) +
+    (length-2)).
+    """
     single = torch.remainder(ids * HASH_FIRST, buckets)
     pair = torch.remainder(ids[:, :-1] * HASH_FIRST + ids[:, 1:] * HASH_SECOND, buckets)
     skip = torch.remainder(ids[:, :-2] * HASH_FIRST + ids[:, 2:] * HASH_SKIP, buckets)
@@ -201,7 +219,9 @@ def load_bert(network: SentimentNetwork, weights: Mapping[str, Tensor]) -> None:
 
 
 def to_bert(network: SentimentNetwork) -> dict[str, Tensor]:
-    """The encoder in the usual BERT names, so that other tools can load it; token type rows are zero (see `load_bert`)."""
+    """The encoder in the usual BERT names, so that other tools can load it; token type rows are zero (see
+    `load_bert`).
+    """
     out: dict[str, Tensor] = {
         "embeddings.word_embeddings.weight": network.words.weight,
         "embeddings.position_embeddings.weight": network.positions,

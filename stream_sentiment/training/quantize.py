@@ -1,7 +1,8 @@
 """Input ranges of every linear layer, for static int8 activations.
 
-In: a network and token ids of real messages of every language. Out: smallest and largest input value by layer name. Blocks on a few hundred
-forward passes. Plain minimum and maximum: clipping outliers at the 99.9th percentile cost accuracy when it was measured.
+In: a network and token ids of real messages of every language. Out: smallest and largest input value by layer
+name. Blocks on a few hundred forward passes. Plain minimum and maximum: clipping outliers at the 99.9th
+percentile cost accuracy when it was measured.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from stream_sentiment.training.network import Linear, SentimentNetwork
 MINIMUM_MESSAGES = 300
 
 
-def activation_ranges(network: SentimentNetwork, ids: Sequence[Sequence[int]], batch: int = 16) -> dict[str, tuple[float, float]]:
-    """Ranges by the names that `graph.build` expects (`layers.0.qkv`, ...). Padding is left out by batching equal lengths."""
+def activation_ranges(
+    network: SentimentNetwork, ids: Sequence[Sequence[int]], batch: int = 16
+) -> dict[str, tuple[float, float]]:
+    """Ranges by the names that `graph.build` expects (`layers.0.qkv`, ...). Padding is left out by batching
+    equal lengths.
+    """
     ranges: dict[str, tuple[float, float]] = {}
 
     def observe(name: str) -> Any:
@@ -29,7 +34,9 @@ def activation_ranges(network: SentimentNetwork, ids: Sequence[Sequence[int]], b
         return hook
 
     handles = [
-        module.register_forward_pre_hook(observe(name)) for name, module in network.named_modules() if isinstance(module, Linear)
+        module.register_forward_pre_hook(observe(name))
+        for name, module in network.named_modules()
+        if isinstance(module, Linear)
     ]
     before, network.compute_dtype = network.compute_dtype, torch.float32
     try:

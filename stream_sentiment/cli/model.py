@@ -1,0 +1,331 @@
+"""`stream-sentiment model ...`: train, export, quantize, evaluate, compare, verify and describe model bundles.
+
+Only `verify` needs no more than the runtime; the others need the extra `train`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stream_sentiment.errors import ConfigurationError, ExitStatus
+
+if TYPE_CHECKING:
+    from stream_sentiment.training.data import Row
+
+app = typer.Typer(no_args_is_help=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+@app.command()
+def train(
+    start: Annotated[
+        Path,
+        typer.Option("--from", metavar="DIR", help="Bundle with weights, run directory, or BERT checkpoint directory."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Run directory; an unfinished one goes on.")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", "-d", metavar="FILE", help="JSONL rows: text, polarity?, emotion?, ..."),
+    ] = None,
+    mix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML list of sources with passes and weights.")
+    ] = None,
+    data_root: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder that the patterns of --mix start from.")
+    ] = Path(),
+    dev: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Rows to measure after each round.")] = None,
+    passes: Annotated[float, typer.Option(min=0.01, help="How often --data is shown.")] = 4.0,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Parts of the run; each ends with a checkpoint.")] = 4,
+    body_rate: Annotated[float, typer.Option(min=1e-7, max=1e-2, help="Peak learning rate of the encoder.")] = 1.0e-4,
+    patience: Annotated[int, typer.Option(min=1, help="Stop after so many rounds without a better dev macro-F1.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="CPU threads.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune on labelled rows; a label that a row lacks costs it nothing.
+
+    A run that was cut goes on from its last finished round when the same command is given again.
+
+    Example: `stream-sentiment model train --from models/service-zh-en-6x384 --data mine.jsonl --dev
+    mine-dev.jsonl --out runs/mine`
+    """
+    _needs_train_extra()
+    from stream_sentiment.training import data as rows_of
+    from stream_sentiment.training.finetune import Job, finetune
+    from stream_sentiment.training.train import TrainSettings
+
+    if bool(data) == bool(mix):
+        raise typer.BadParameter("give either --data or --mix")
+    if mix is not None:
+        sources = [(s.files, rows_of.read_source(data_root, s), s.passes) for s in rows_of.read_mix(mix)]
+    else:
+        sources = [(p.name, rows_of.read_rows(p), passes) for p in data or []]
+    settings = TrainSettings(rounds=rounds, body_rate=body_rate, threads=threads, seed=seed, patience=patience)
+    job = Job(start, out, settings, sources, {p.name: rows_of.read_rows(p) for p in dev or []})
+    with _bar("training") as update:
+        log = finetune(job, update)
+    if as_json:
+        typer.echo(json.dumps({"run": str(out), "rounds": log}, ensure_ascii=False))
+        return
+    for entry in log:
+        measured = "  ".join(f"{k} {v:.3f}" for k, v in entry.get("dev", {}).items())
+        typer.echo(f"round {entry['round']}: {entry['tokens']:,} tokens in {entry['seconds']:.0f} s  {measured}")
+    typer.echo(
+        f"{out}: model.safetensors, network.json, log.jsonl. Next: stream-sentiment model export {out} --out BUNDLE ..."
+    )
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="BUNDLE", help="Bundle directory to write.")],
+    dev: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="Rows for temperatures, thresholds and the shortcut's share.")
+    ],
+    calibration: Annotated[
+        list[Path],
+        typer.Option(metavar="FILE", help="Rows whose texts give the int8 ranges; every language, 300 or more."),
+    ],
+    golden: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Rows whose first 32 texts each are kept for `verify`; unset: --dev."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model; unset: that of the directory.")] = None,
+    version: Annotated[str, typer.Option(help="Version of the model.")] = "1.0.0",
+    sources: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON list of training data: source, licence, rows, language.")
+    ] = None,
+    weights: Annotated[bool, typer.Option(help="Put the fp16 weights beside it, for fine-tuning.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build the static int8 ONNX graph, calibrate it on dev, and write a bundle with its manifest.
+
+    Example: `stream-sentiment model export runs/mine --out models/mine --dev dev.jsonl --calibration train.jsonl`
+    """
+    _needs_train_extra()
+    from stream_sentiment.training import data as rows_of
+    from stream_sentiment.training.export import ExportRequest
+    from stream_sentiment.training.export import export as write_bundle
+
+    sample = [r for p in calibration for r in _spread(rows_of.read_rows(p), 400)]
+    texts = [r.text for p in golden or dev for r in rows_of.read_rows(p)[:32]]
+    request = ExportRequest(
+        name=name or out.name,
+        version=version,
+        dev=[rows_of.read_rows(p) for p in dev],
+        calibration=sample,
+        golden=texts,
+        data=json.loads(sources.read_text("utf-8")) if sources else [],
+        weights=weights,
+    )
+    manifest = write_bundle(run, out, request)
+    if as_json:
+        typer.echo(json.dumps(manifest, ensure_ascii=False))
+        return
+    for file, entry in manifest["files"].items():
+        typer.echo(f"{entry['bytes']:>12,}  {file}")
+    typer.echo(f"{out} written: {manifest['name']} {manifest['version']}")
+
+
+@app.command()
+def quantize(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory.")],
+    data: Annotated[list[Path], typer.Option("--data", "-d", metavar="FILE", help="Rows to compare on.")],
+    calibration: Annotated[list[Path], typer.Option(metavar="FILE", help="Rows whose texts give the int8 ranges.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what int8 costs: label agreement and logit error of the int8 graph against the fp32 graph, per head.
+
+    Exit status 1 when fewer than 99 % of the labels agree.
+
+    Example: `stream-sentiment model quantize runs/mine --data dev.jsonl --calibration train.jsonl`
+    """
+    _needs_train_extra()
+    from stream_sentiment.training import data as rows_of
+    from stream_sentiment.training.parity import compare_precisions
+
+    sample = [r for p in calibration for r in _spread(rows_of.read_rows(p), 400)]
+    result = compare_precisions(run, [r for p in data for r in rows_of.read_rows(p)], sample)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        for head, figures in result["heads"].items():
+            typer.echo(
+                f"{head:10s} agreement {figures['agreement']:.4f}  logit error max {figures['max_error']:.4f} "
+                f"mean {figures['mean_error']:.5f}"
+            )
+    if min(f["agreement"] for f in result["heads"].values()) < 0.99:
+        raise typer.Exit(int(ExitStatus.NO))
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    data: Annotated[
+        list[Path], typer.Option("--data", "-d", metavar="FILE", help="Rows {text, polarity?, emotion?, language?}.")
+    ],
+    binary: Annotated[bool, typer.Option(help="The polarity of these rows knows no neutral.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a bundle on labelled rows: accuracy, macro-F1, per-class figures, UAR, AUC, ECE, confusion.
+
+    Example: `stream-sentiment model evaluate models/service-zh-en-6x384 --data dev.jsonl`
+    """
+    _needs_train_extra()
+    from stream_sentiment.scoring.scorer import OnnxScorer
+    from stream_sentiment.training import data as rows_of
+    from stream_sentiment.training.evaluate import report
+
+    scorer = OnnxScorer.load(bundle, device="cpu")
+    results = {}
+    with _bar("scoring") as update:
+        for path in data:
+            rows = rows_of.read_rows(path, binary=binary)
+            done = 0
+
+            def advance(count: int, total: int = len(rows), name: str = path.name) -> None:
+                nonlocal done
+                done += count
+                update(done, total, name)
+
+            results[path.name] = report(scorer, rows, advance)
+    if as_json:
+        typer.echo(json.dumps({"model": scorer.info.name, "version": scorer.info.version, "sets": results}))
+        return
+    for name, result in results.items():
+        _print_report(name, result)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    second: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    data: Annotated[list[Path], typer.Option("--data", "-d", metavar="FILE", help="Labelled rows.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Put two bundles side by side on the same rows; exit status 1 when the second is worse in mean macro-F1.
+
+    Example: `stream-sentiment model compare models/service-zh-en-6x384 models/mine --data dev.jsonl`
+    """
+    _needs_train_extra()
+    from stream_sentiment.training import data as rows_of
+    from stream_sentiment.training.parity import compare_bundles
+
+    result = compare_bundles(first, second, {p.name: rows_of.read_rows(p) for p in data})
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        for row in result["rows"]:
+            typer.echo(
+                f"{row['set']:32s} {row['head']:10s} {row['first']:.3f} -> {row['second']:.3f}  ({row['second'] - row['first']:+.3f})"
+            )
+        typer.echo(f"labels that agree: {result['agreement']:.3f}; mean macro-F1 {result['mean_difference']:+.4f}")
+    if result["mean_difference"] < 0:
+        raise typer.Exit(int(ExitStatus.NO))
+
+
+@app.command()
+def verify(
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="BUNDLE", help="Unset: the bundle that comes with the package.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every file, the label order, the tokenizer and the golden set of a bundle; exit status 1 and the
+    reason when unsound.
+
+    Example: `stream-sentiment model verify models/service-zh-en-6x384`
+    """
+    from stream_sentiment.scoring.bundle import default_bundle_path
+    from stream_sentiment.scoring.verify import verify_bundle
+
+    try:
+        result = verify_bundle(bundle or default_bundle_path())
+    except ConfigurationError as error:
+        if as_json:
+            typer.echo(json.dumps({"sound": False, "problem": str(error)}, ensure_ascii=False))
+        else:
+            typer.echo(f"not sound: {error}", err=True)
+        raise typer.Exit(int(ExitStatus.NO)) from error
+    if as_json:
+        typer.echo(json.dumps({"sound": True, **result}))
+        return
+    typer.echo(f"sound: {result['name']} {result['version']}, {len(result['files'])} files")
+    for precision, error_size in result["golden_error"].items():
+        typer.echo(f"{precision}: golden set within {error_size:.6f} of the stored logits")
+
+
+@app.command()
+def card(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    write: Annotated[bool, typer.Option(help="Write MODEL_CARD.md into the bundle instead of printing it.")] = False,
+) -> None:
+    """Make the model card from the manifest: what it is, data with licences, figures, limits.
+
+    Example: `stream-sentiment model card models/service-zh-en-6x384 --write`
+    """
+    from stream_sentiment.scoring.bundle import read_manifest
+    from stream_sentiment.training.card import render
+
+    text = render(read_manifest(bundle), bundle.name)
+    if write:
+        (bundle / "MODEL_CARD.md").write_text(text, "utf-8")
+    else:
+        typer.echo(text, nl=False)
+
+
+def _needs_train_extra() -> None:
+    try:
+        import onnx  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise ConfigurationError(f'{error}; run: pip install "stream-sentiment[cpu,train]"') from error
+
+
+def _spread(rows: list[Row], count: int) -> list[Row]:
+    """`count` rows evenly over the file: neighbours are often alike."""
+    return rows[:: max(1, len(rows) // count)]
+
+
+def _print_report(name: str, result: dict[str, Any]) -> None:
+    typer.echo(f"{name}: {result['rows']} rows")
+    for head in ("polarity", "emotion"):
+        if head in result:
+            r = result[head]
+            typer.echo(
+                f"  {head:9s} accuracy {r['accuracy']:.3f}  macro-F1 {r['macro_f1']:.3f}  UAR {r['uar']:.3f}  AUC {r['auc'] or 0:.3f}  "
+                f"ECE {r['ece']:.3f}  (majority vote {r['majority_accuracy']:.3f} / {r['majority_macro_f1']:.3f})"
+            )
+            for label, c in r["classes"].items():
+                typer.echo(
+                    f"    {label:15s} precision {c['precision']:.3f}  recall {c['recall']:.3f}  F1 {c['f1']:.3f}  n {c['support']:.0f}"
+                )
+    if "intensity" in result:
+        typer.echo(f"  intensity mean absolute error {result['intensity']['mae']:.3f}")
+    if "signals" in result:
+        s = result["signals"]
+        typer.echo(f"  signals   precision {s['precision']:.3f}  recall {s['recall']:.3f}  ECE {s['ece']:.3f}")
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on stderr, drawn on a terminal only; called with done, total, text."""
+    import sys
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not sys.stderr.isatty():
+        yield lambda _done, _total, _text: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=None, note="")
+        yield lambda done, total, text: progress.update(task, completed=done, total=total, note=text)
