@@ -29,7 +29,7 @@ from stream_sentiment.record_fold import Batch, Moment, RecordFolder, conversati
 from stream_sentiment.stages import Epoch, Window
 from stream_sentiment.store.errors import StoreUnavailable
 from stream_sentiment.store.keys import TopicPartition
-from stream_sentiment.store.redis import ApplyOutcome, PartitionBatch, StateStore
+from stream_sentiment.store.redis import ApplyOutcome, LoadRequest, PartitionBatch, StateStore
 
 #: States kept per partition; the least recently written go first. About 2 KB each.
 CACHED_STATES = 5_000
@@ -180,7 +180,7 @@ class ApplyStage:
         started = time.monotonic()
         self._load_states(batches)
         moment = Moment.at(self._clock.now_ms())
-        folded = [batch for batch in batches if self._fold(batch, moment)]
+        folded = [batch for batch in batches if batch.epoch.alive and self._fold(batch, moment)]
         folded_at = time.monotonic()
         for batch in folded:
             self._publish_states(batch)
@@ -254,11 +254,14 @@ class ApplyStage:
                 missing.append((batch.epoch, list(wanted)))
         if not missing:
             return
-        requests = [(epoch.partition, keys) for epoch, keys in missing]
+        requests = [LoadRequest(epoch.partition, epoch.token, epoch.watermark, keys) for epoch, keys in missing]
         loaded = self._persist(lambda: self._store.load(requests))
         now = time.monotonic()
-        for (epoch, keys), values in zip(missing, loaded, strict=True):
-            for key, value in zip(keys, values, strict=True):
+        for (epoch, keys), result in zip(missing, loaded, strict=True):
+            if result.outcome is not ApplyOutcome.OK:
+                self._give_up(epoch, result.outcome.value)
+                continue
+            for key, value in zip(keys, result.states, strict=True):
                 # StateUnreadable goes up: a newer version's state, or a foreign write, which going on would destroy.
                 epoch.states[key] = (None if value is None else ConversationState.from_json(value), now)
 
