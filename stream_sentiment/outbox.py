@@ -246,8 +246,10 @@ def shrink(record: OutboxRecord, dlq_topic: str) -> OutboxRecord:
             (name, value) for name, value in record.headers if name.startswith(PREFIX) and name != PREFIX + "body"
         ]
         return OutboxRecord(
-            record.topic, record.key, hashed_body(record.value), [*headers, (PREFIX + "body", b"sha256")], record.since
+            record.topic, record.key, hashed_body(record.value or b""), [*headers, (PREFIX + "body", b"sha256")], record.since
         )
+    if record.value is None:
+        return record
     value = orjson.loads(record.value)
     value["evidence"], value["evidence_omitted"] = [], True
     return OutboxRecord(record.topic, record.key, orjson.dumps(value), record.headers, record.since)

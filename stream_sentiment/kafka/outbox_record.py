@@ -20,7 +20,7 @@ class OutboxRecord:
 
     topic: str
     key: bytes | None
-    value: bytes
+    value: bytes | None  # None: a tombstone
     headers: Headers
     #: High watermark of the output partition at or before the entry was written: an earlier copy cannot lie below it.
     since: dict[int, int] | None = None
@@ -31,7 +31,7 @@ class OutboxRecord:
             "topic": self.topic,
             "key": None if self.key is None else _to_json(self.key),
             "headers": [[name, _to_json(value)] for name, value in self.headers],
-            "value": _to_json(self.value),
+            "value": None if self.value is None else _to_json(self.value),
         }
         if self.since is not None:
             record["since"] = {str(partition): offset for partition, offset in self.since.items()}
@@ -45,7 +45,7 @@ class OutboxRecord:
         return cls(
             topic=record["topic"],
             key=None if record["key"] is None else _from_json(record["key"]),
-            value=_from_json(record["value"]),
+            value=None if record["value"] is None else _from_json(record["value"]),
             headers=[(name, _from_json(value)) for name, value in record["headers"]],
             since=None if since is None else {int(partition): offset for partition, offset in since.items()},
         )
