@@ -178,7 +178,7 @@ class ApplyStage:
         self._collect_scores(window)
         batches = self._by_partition(window)
         started = time.monotonic()
-        self._load_states(batches)
+        batches = self._load_states(batches)
         moment = Moment.at(self._clock.now_ms())
         folded = [batch for batch in batches if batch.epoch.alive and self._fold(batch, moment)]
         folded_at = time.monotonic()
@@ -239,10 +239,13 @@ class ApplyStage:
             record.conversation = conversation_of(record)
         return list(batches.values())
 
-    def _load_states(self, batches: Sequence[Batch]) -> None:
-        """Read the states that the cache does not hold, all partitions in one round trip."""
+    def _load_states(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Read the states that the cache does not hold, all partitions in one round trip; returns the batches that can go on.
+
+        The read is fenced like the write: without that, a failover between the two folds events twice.
+        """
         written_before = time.monotonic() - self._cache_seconds
-        missing: list[tuple[Epoch, list[str]]] = []
+        missing: list[tuple[Batch, list[str]]] = []
         for batch in batches:
             cache = batch.epoch.states
             wanted: dict[str, None] = {}
@@ -251,19 +254,25 @@ class ApplyStage:
                 if key is not None and (key not in cache or cache[key][1] < written_before):
                     wanted[key] = None
             if wanted:
-                missing.append((batch.epoch, list(wanted)))
+                missing.append((batch, list(wanted)))
         if not missing:
-            return
-        requests = [LoadRequest(epoch.partition, epoch.token, epoch.watermark, keys) for epoch, keys in missing]
-        loaded = self._persist(lambda: self._store.load(requests))
+            return list(batches)
+        requests = [
+            LoadRequest(batch.epoch.partition, batch.epoch.token, batch.epoch.watermark, keys)
+            for batch, keys in missing
+        ]
+        results = self._persist(lambda: self._store.load(requests))
         now = time.monotonic()
-        for (epoch, keys), result in zip(missing, loaded, strict=True):
+        stopped: set[Epoch] = set()
+        for (batch, keys), result in zip(missing, results, strict=True):
             if result.outcome is not ApplyOutcome.OK:
-                self._give_up(epoch, result.outcome.value)
+                stopped.add(batch.epoch)
+                self._disagreed(batch.epoch, result.outcome)
                 continue
             for key, value in zip(keys, result.states, strict=True):
                 # StateUnreadable goes up: a newer version's state, or a foreign write, which going on would destroy.
-                epoch.states[key] = (None if value is None else ConversationState.from_json(value), now)
+                batch.epoch.states[key] = (None if value is None else ConversationState.from_json(value), now)
+        return [batch for batch in batches if batch.epoch not in stopped]
 
     def _fold(self, batch: Batch, moment: Moment) -> bool:
         """Fold the records of one partition; False when one of them cannot be folded and the partition is given up.
@@ -306,17 +315,11 @@ class ApplyStage:
         for batch, request, result in zip(batches, requests, results, strict=True):
             if result.outcome is ApplyOutcome.OK:
                 self._applied(batch, request.next, now_ms)
-            elif result.outcome is ApplyOutcome.ALREADY:
+                continue
+            if result.outcome is ApplyOutcome.ALREADY:
                 # The reply to the first sending was lost, so the outputs are in Redis: acquiring anew hands them over.
-                self._metrics.already_applied_total.inc()
                 batch.tally.settle()
-                self._give_up(batch.epoch, "already_applied")
-            elif result.outcome is ApplyOutcome.GAP:
-                self._metrics.gaps_total.inc()
-                self._give_up(batch.epoch, "gap")
-            else:
-                self._metrics.fences_total.inc()
-                self._give_up(batch.epoch, "fenced")
+            self._disagreed(batch.epoch, result.outcome)
 
     def _applied(self, batch: Batch, watermark: int, now_ms: int) -> None:
         epoch = batch.epoch
@@ -341,6 +344,16 @@ class ApplyStage:
             by_age = sorted(epoch.states, key=lambda key: epoch.states[key][1])
             for key in by_age[: len(by_age) - CACHED_STATES * 3 // 4]:
                 del epoch.states[key]
+
+    def _disagreed(self, epoch: Epoch, outcome: ApplyOutcome) -> None:
+        """Redis knows another owner or another watermark than we do."""
+        counters = {
+            ApplyOutcome.ALREADY: self._metrics.already_applied_total,
+            ApplyOutcome.GAP: self._metrics.gaps_total,
+            ApplyOutcome.FENCED: self._metrics.fences_total,
+        }
+        counters[outcome].inc()
+        self._give_up(epoch, outcome.value)
 
     def _give_up(self, epoch: Epoch, reason: str) -> None:
         """The epoch dies with its cache; the poll thread acquires the partition anew and reads from the stored watermark."""
