@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 import orjson
 
 from stream_sentiment.bulk import BulkPublisher, model_block, traceparent_of
-from stream_sentiment.conversation.fold import Outcome, fold
+from stream_sentiment.conversation.fold import Outcome
 from stream_sentiment.conversation.state import ConversationState
 from stream_sentiment.conversation.turn import NO_ATTRIBUTES, ConversationIdentity, Turn, TurnKind
-from stream_sentiment.escalation.machine import step
+from stream_sentiment.escalation.advance import advance
 from stream_sentiment.events import envelope
 from stream_sentiment.events.incoming import ChatEvent, Decoded, InvalidEvent, ReviewEvent, Skip
 from stream_sentiment.events.outgoing import escalation_event
@@ -145,19 +145,22 @@ class RecordFolder:
             record.language or event.language or "",
         )
         rules = self._rules
-        view = rules.view(event.tenant_id, event.channel, turn.attributes) if state is None else rules.view_for(state)
-        result = fold(state, turn, ConversationIdentity(event.tenant_id, event.conversation_id), view.options)
-        state = result.state
-        outcome = result.outcome
+        version = None if state is None else state.state_version
+        state, outcome, transitions, _ = advance(
+            state, turn, ConversationIdentity(event.tenant_id, event.conversation_id), rules
+        )
         if outcome is Outcome.DUPLICATE:
             tally.count("state_updates_total", "duplicate")
-            return "duplicate"
+            if state.state_version == version:  # else a timer fell due before it
+                return "duplicate"
         state.model_version = self._model_version
         state.rules_version = rules.version
-        for sequence, transition in enumerate(step(state, turn, outcome, rules, result.expired)):
+        for sequence, transition in enumerate(transitions):
             self._escalate(batch, record, state, transition, sequence, moment)
         batch.touched[key] = state
         cache[key] = (state, moment.monotonic)
+        if outcome is Outcome.DUPLICATE:
+            return "duplicate"
         late = outcome is Outcome.LATE
         tally.count("state_updates_total", "stale" if late else "applied")
         if turn.role in rules.options.score_roles and decoded.kind in ("created", "edited"):
