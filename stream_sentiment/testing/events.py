@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import orjson
 
+from stream_sentiment.events import envelope
 from stream_sentiment.testing.clock import DEFAULT_START_MS
 
 __all__ = [
@@ -108,7 +109,7 @@ def review(
 
 def record_key(event: Event) -> bytes:
     """The Kafka key under which the contract wants the event: tenant and conversation, or tenant and product."""
-    return f"{event['tenant_id']}|{event.get('conversation_id') or event['product_id']}".encode()
+    return envelope.record_key(event["tenant_id"], event.get("conversation_id") or event["product_id"]).encode()
 
 
 def encode(event: Event) -> bytes:

@@ -52,15 +52,17 @@ class WorkerProcess:
         *,
         name: str | None = None,
         directory: Path | None = None,
+        program: Sequence[str] = ("-m", "stream_sentiment"),
     ) -> None:
-        """`arguments` follow `run` on the command line; the log goes to `<directory>/<name>.log`."""
+        """`arguments` follow `run` on the command line; the log goes to `<directory>/<name>.log`. `program` are the arguments of the
+        Python interpreter: `("-c", code)` to run a worker with a part replaced, as control tests do."""
         self.name = name or f"worker-{next(_numbers)}"
         self.http_port = free_port()
         self._own_directory = directory is None
         self._directory = directory or Path(tempfile.mkdtemp(prefix="stream-sentiment-worker-"))
         self.process = LocalProcess(
             self.name,
-            [sys.executable, "-m", "stream_sentiment", "run", *arguments],
+            [sys.executable, *program, "run", *arguments],
             self._directory / f"{self.name}.log",
             environment({"http.port": str(self.http_port), "http.host": "127.0.0.1", **settings}),
         )
