@@ -3,6 +3,7 @@
 -- KEYS[1]  meta    hash  token       the owner's token, a UUID; every other script compares it
 --                        wm          watermark: the next input offset to apply; absent before the first start
 --                        member, at  who took it, and when (milliseconds since the epoch, the owner's clock): for people
+--                        settled     positions in the output topics, with output.exactly_once (settle.lua)
 --                        partitions  number of partitions of the topic when this one was first acquired
 -- KEYS[2]  outbox  hash  <offset>:<sequence> -> encoded record; applied, not yet known to be delivered
 --
@@ -12,7 +13,7 @@
 -- ARGV[4]  number of partitions of the topic now, or '' where it is not known
 -- ARGV[5]  '1': record ARGV[4] even where another number is recorded (the operator said so)
 --
--- Returns {wm or '', recorded partitions or '', previous token or '', {field, record, field, record, ...}}.
+-- Returns {wm or '', recorded partitions or '', previous token or '', {field, record, field, record, ...}, settled or ''}.
 -- Numbers leave as the strings that are stored: Lua would print 14 digits of them.
 local previous = redis.call('HGET', KEYS[1], 'token') or ''
 redis.call('HSET', KEYS[1], 'token', ARGV[1], 'member', ARGV[2], 'at', ARGV[3])
@@ -28,4 +29,5 @@ return {
   redis.call('HGET', KEYS[1], 'partitions') or '',
   previous,
   redis.call('HGETALL', KEYS[2]),
+  redis.call('HGET', KEYS[1], 'settled') or '',
 }

@@ -30,8 +30,9 @@ INITIALISE: Final = Script("initialise.lua")
 LOAD: Final = Script("load.lua")
 APPLY: Final = Script("apply.lua")
 FORGET: Final = Script("forget.lua")
+SETTLE: Final = Script("settle.lua")
 ERASE: Final = Script("erase.lua")
-SCRIPTS: Final = (ACQUIRE, INITIALISE, LOAD, APPLY, FORGET, ERASE)
+SCRIPTS: Final = (ACQUIRE, INITIALISE, LOAD, APPLY, FORGET, SETTLE, ERASE)
 
 
 class ApplyOutcome(StrEnum):
@@ -99,6 +100,8 @@ class Acquired:
     """How many partitions the topic had when this one was first acquired. Where it has another number now, keys map to other
     partitions and their states are stranded: refuse to start unless told."""
     previous_token: str = ""
+    settled: bytes = b""
+    """What the last owner's `settle` stored; empty where none did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +192,7 @@ class StateStore:
             deadline,
         )
         acquired = []
-        for (tp, token), (watermark, partitions, previous, flat) in zip(assignments, replies, strict=True):
+        for (tp, token), (watermark, partitions, previous, flat, settled) in zip(assignments, replies, strict=True):
             entries = {name.decode(): record for name, record in zip(flat[::2], flat[1::2], strict=True)}
             acquired.append(
                 Acquired(
@@ -199,6 +202,7 @@ class StateStore:
                     {name: entries[name] for name in sorted(entries, key=outbox_order)},
                     _number(partitions),
                     previous.decode(),
+                    settled,
                 )
             )
         return acquired
@@ -264,6 +268,11 @@ class StateStore:
         keys = (self._keys.meta(tp), self._keys.outbox(tp))
         [reply] = self._run([self._script(FORGET, keys, (token, *fields))], deadline)
         return None if reply[0] == b"FENCED" else int(reply[1])
+
+    def settle(self, tp: TopicPartition, token: str, positions: bytes, *, deadline: float | None = None) -> bool:
+        """With `output.exactly_once`: every entry written before these output positions were taken is forgotten. False: fenced."""
+        [reply] = self._run([self._script(SETTLE, (self._keys.meta(tp),), (token, positions))], deadline)
+        return bool(reply[0] == b"OK")
 
     def find(
         self, topic: str, conversation: str, *, partitions: int | None = None, deadline: float | None = None

@@ -319,3 +319,12 @@ def test_two_groups_and_two_prefixes_do_not_see_each_other(server: RedisServer, 
         store.apply([batch(number, 10 + number, states={ANN: b"%d" % number})])
     loads = [store.load([LoadRequest(TP, "T1", 10 + number, [ANN])]) for number, store in enumerate(stores)]
     assert [load[0].states for load in loads] == [[b"0"], [b"1"], [b"2"]]
+
+
+def test_settled_output_positions_pass_to_the_next_owner_and_only_the_owner_sets_them(store: StateStore) -> None:
+    started(store)
+    assert store.settle(TP, "T1", b'{"escalation.events":{"0":17}}')
+    [acquired] = store.acquire([(TP, "T2")], "w")
+    assert acquired.settled == b'{"escalation.events":{"0":17}}'
+    assert not store.settle(TP, "T1", b"zombie")
+    assert store.acquire([(TP, "T3")], "w")[0].settled == b'{"escalation.events":{"0":17}}'
