@@ -21,6 +21,7 @@ from stream_sentiment.clock import Clock
 from stream_sentiment.conversation.state import ConversationState
 from stream_sentiment.flow import Flow
 from stream_sentiment.kafka.dead_letter import ErrorClass
+from stream_sentiment.observability.labels import PipelineThread, RedisOp, ThreadState
 from stream_sentiment.observability.logs import get_logger
 from stream_sentiment.observability.metrics import Metrics
 from stream_sentiment.observability.tally import Tally, observe_all
@@ -65,11 +66,13 @@ class ApplyStage:
         options_ttl_ms: int,
         beat: Callable[[], None],
         on_error: Callable[[BaseException], None],
+        on_store: Callable[[bool, str], None],
         publish_states: Callable[[Batch], None],
     ) -> None:
         """
         Args:
             options_ttl_ms: event-time life of a conversation; the cache forgets long before Redis does.
+            on_store: told when Redis stops answering and when it answers again, with the reason.
             publish_states: produces the `conversation.state` events of a folded batch.
         """
         self._store = store
@@ -81,6 +84,8 @@ class ApplyStage:
         self._clock = clock
         self._beat = beat
         self._on_error = on_error
+        self._on_store = on_store
+        self._time = metrics.thread_time_seconds_total.of(PipelineThread.APPLY)
         self._publish_states = publish_states
         self._reacquire: Callable[[Epoch, str], None] = lambda _epoch, _reason: None
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -136,13 +141,17 @@ class ApplyStage:
         try:
             while True:
                 self._beat()
+                self._time.switch(ThreadState.WORK)
                 self._serve()
+                self._time.switch(ThreadState.WAIT_INPUT)
                 try:
                     window = self._flow.to_apply.get(timeout=IDLE_SECONDS)
                 except queue.Empty:
                     continue
+                self._time.switch(ThreadState.WORK)
                 if window is None:
                     self._serve()
+                    self._time.stop()
                     return
                 # A partition acquired while this window was scored has its outbox adopted before its records are applied.
                 self._serve()
@@ -157,7 +166,6 @@ class ApplyStage:
                     self._flow.done(window)
         except BaseException as error:
             self._on_error(error)
-            raise
 
     def _serve(self) -> None:
         """Commands of the poll thread, delivery reports, and the gauges once a second."""
@@ -175,13 +183,19 @@ class ApplyStage:
             self._metrics.producer_queue_events.set(self._bulk.queued)
 
     def _apply_window(self, window: Window) -> None:
+        switch = self._time.switch
+        switch(ThreadState.INFER)
         self._collect_scores(window)
+        switch(ThreadState.WORK)
         batches = self._by_partition(window)
         started = time.monotonic()
+        switch(ThreadState.STORE)
         batches = self._load_states(batches)
+        switch(ThreadState.FOLD)
         moment = Moment.at(self._clock.now_ms())
         folded = [batch for batch in batches if batch.epoch.alive and self._fold(batch, moment)]
         folded_at = time.monotonic()
+        switch(ThreadState.PUBLISH)
         for batch in folded:
             self._publish_states(batch)
         if not self._bulk.flush(self._keep_waiting):
@@ -191,10 +205,14 @@ class ApplyStage:
                 self._give_up(batch.epoch, "publish_failed")
             return
         published_at = time.monotonic()
+        switch(ThreadState.STORE)
         self._write(folded)
+        switch(ThreadState.WORK)
         stages = self._metrics.stage_duration_seconds
         stages.labels("state").observe(folded_at - started + time.monotonic() - published_at)
         stages.labels("produce").observe(published_at - folded_at)
+        if self._outbox.depth > OUTBOX_HIGH_WATER:
+            switch(ThreadState.WAIT_OUTPUT)
         while self._outbox.depth > OUTBOX_HIGH_WATER and self._keep_waiting():
             self._outbox.serve(0.05)
 
@@ -261,7 +279,7 @@ class ApplyStage:
             LoadRequest(batch.epoch.partition, batch.epoch.token, batch.epoch.watermark, keys)
             for batch, keys in missing
         ]
-        results = self._persist(lambda: self._store.load(requests))
+        results = self._persist(RedisOp.READ, lambda: self._store.load(requests))
         now = time.monotonic()
         stopped: set[Epoch] = set()
         for (batch, keys), result in zip(missing, results, strict=True):
@@ -310,7 +328,7 @@ class ApplyStage:
         ]
         if not requests:
             return
-        results = self._persist(lambda: self._store.apply(requests))
+        results = self._persist(RedisOp.APPLY, lambda: self._store.apply(requests))
         now_ms = self._clock.now_ms()
         for batch, request, result in zip(batches, requests, results, strict=True):
             if result.outcome is ApplyOutcome.OK:
@@ -339,7 +357,8 @@ class ApplyStage:
             self._metrics.end_to_end_latency_seconds.labels(topic),
             [max(0, now_ms - record.timestamp_ms) / 1000 for record in batch.records],
         )
-        self._metrics.last_progress_timestamp_seconds.labels(topic, str(partition)).set(now_ms / 1000)
+        if epoch.alive:  # else the series of a partition that has gone would come back
+            self._metrics.last_progress_timestamp_seconds.labels(topic, str(partition)).set(now_ms / 1000)
         if len(epoch.states) > CACHED_STATES:
             by_age = sorted(epoch.states, key=lambda key: epoch.states[key][1])
             for key in by_age[: len(by_age) - CACHED_STATES * 3 // 4]:
@@ -362,13 +381,19 @@ class ApplyStage:
             epoch.states.clear()
             self._reacquire(epoch, reason)
 
-    def _persist(self, call: Callable[[], T]) -> T:
+    def _persist(self, op: RedisOp, call: Callable[[], T]) -> T:
         """Repeat a Redis call, with the same arguments, until it is answered. Raises Aborted at the drain deadline."""
         wait = BACKOFF_FIRST_SECONDS
         while True:
+            started = time.monotonic()
             try:
-                return call()
+                answer = call()
+                self._metrics.redis_op_duration_seconds.labels(op).observe(time.monotonic() - started)
+                if wait > BACKOFF_FIRST_SECONDS:
+                    self._on_store(True, "")
+                return answer
             except StoreUnavailable as error:
+                self._on_store(False, f"{error.fault.value}, waiting")
                 log.warning("redis_unavailable", reason=error.fault.value)
                 self._metrics.redis_retries_total.inc()
                 self._beat()

@@ -36,7 +36,9 @@ from stream_sentiment.events.incoming import InvalidEvent, Skip, decode
 from stream_sentiment.events.routing import RoutingOptions, route
 from stream_sentiment.flow import Flow
 from stream_sentiment.kafka.clients import AUTHENTICATION_ERRORS, consumer_config
+from stream_sentiment.observability.broker_statistics import STATISTICS_MILLISECONDS, BrokerStatistics
 from stream_sentiment.observability.health import HealthState
+from stream_sentiment.observability.labels import ConsumerState
 from stream_sentiment.observability.logs import get_logger, kafka_logger
 from stream_sentiment.observability.metrics import Metrics
 from stream_sentiment.settings import GroupProtocol, MissingWatermarkPolicy, Settings
@@ -117,6 +119,8 @@ class Intake:
         self._stopping = False
         self._failure: BaseException | None = None
         self._next_commit = 0.0
+        self._rebalance_since: float | None = None
+        self._time = metrics.consumer_time_seconds_total.of()
         self._protocol = settings.kafka.group_protocol
         self._consumer = self._subscribe()
 
@@ -149,6 +153,7 @@ class Intake:
         try:
             while not self._stopping and self._failure is None:
                 self._health.beat("intake")
+                self._time.switch(ConsumerState.WORK)
                 self._serve_requests()
                 self._acquire_waiting()
                 self._read()
@@ -160,6 +165,7 @@ class Intake:
                 self._drain(time.monotonic() + self._settings.worker.drain_timeout.total_seconds(), "drain")
         finally:
             self._close()
+            self._time.stop()
         if self._failure is not None:
             raise self._failure
 
@@ -172,6 +178,8 @@ class Intake:
         config["on_commit"] = self._committed
         if self._exit_when_idle is not None:
             config["enable.partition.eof"] = True
+        config["statistics.interval.ms"] = STATISTICS_MILLISECONDS
+        config["stats_cb"] = BrokerStatistics(self._metrics)
         consumer = Consumer(config)
         consumer.subscribe(list(self._inputs), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         return consumer
@@ -187,7 +195,10 @@ class Intake:
         now = time.monotonic()
         remaining = self._window.remaining(now)
         timeout = POLL_SECONDS if remaining is None else min(POLL_SECONDS, remaining)
+        waiting = not len(self._window) and self._flow.idle()
+        self._time.switch(ConsumerState.IDLE if waiting else ConsumerState.POLL)
         message = self._consumer.poll(timeout if self._window.room > 0 else 0)
+        self._time.switch(ConsumerState.WORK)
         if message is None:
             return
         started = time.monotonic()
@@ -236,6 +247,8 @@ class Intake:
         self._idle_since = None
         self._metrics.events_consumed_total.labels(place[0], epoch.kind).inc()
         self._metrics.consumed_bytes_total.labels(place[0]).inc(size)
+        if record.truncated:
+            self._metrics.events_truncated_total.labels("chars").inc()
 
     def _consumer_error(self, error: KafkaError, place: tuple[str, int]) -> None:
         code = error.code()
@@ -268,6 +281,7 @@ class Intake:
         self._held = self._close_window(trigger, now)
         hold_until = now + self._settings.intake.hold.total_seconds()
         give_up = hold_until + self._settings.worker.drain_timeout.total_seconds()
+        self._time.switch(ConsumerState.BACKPRESSURE)
         while not self._offer_held(POLL_SECONDS):
             self._health.beat("intake")
             if self._failure is not None or (self._stopping and time.monotonic() > give_up):
@@ -317,6 +331,8 @@ class Intake:
     def _assigned(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
         """Rebalance callback: take partitions in Redis and read from their watermarks (delivery.md, step 1)."""
         self._joined = True
+        state = self._time.switch(ConsumerState.CALLBACK)
+        began = self._rebalance_since or time.monotonic()
         self._metrics.rebalances_total.labels("assign").inc()
         log.info("partitions_assigned", partitions=_listed(partitions))
         now = time.monotonic()
@@ -338,9 +354,14 @@ class Intake:
         if held:
             consumer.pause(held)
         self._count_assignment()
+        self._metrics.rebalance_duration_seconds.observe(time.monotonic() - began)
+        self._rebalance_since = None
+        self._time.switch(state or ConsumerState.WORK)
 
     def _revoked(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
         """Rebalance callback: finish what is in flight within one deadline, commit, let go (delivery.md, step 7)."""
+        state = self._time.switch(ConsumerState.CALLBACK)
+        self._rebalance_since = time.monotonic()
         self._metrics.rebalances_total.labels("revoke").inc()
         log.info("partitions_revoked", partitions=_listed(partitions))
         budget = min(
@@ -351,9 +372,11 @@ class Intake:
             self._drain(time.monotonic() + budget, "revoke", partitions)
         self._let_go(partitions)
         consumer.incremental_unassign(partitions)
+        self._time.switch(state or ConsumerState.WORK)
 
     def _lost(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
         """Rebalance callback: the group went on without us; nothing of these partitions may be applied any more."""
+        self._rebalance_since = time.monotonic()
         self._metrics.rebalances_total.labels("lost").inc()
         log.warning("partitions_lost", partitions=_listed(partitions))
         self._let_go(partitions)
@@ -409,6 +432,7 @@ class Intake:
                 accept_partition_counts=self._settings.redis.ignore_partition_count,
                 deadline=now + ACQUIRE_SECONDS,
             )
+            self._metrics.redis_op_duration_seconds.labels("acquire").observe(time.monotonic() - now)
             starts = self._resolve_starts(acquired)
         except (StoreUnavailable, KafkaException, Fenced) as error:
             for partition in partitions:
@@ -423,6 +447,10 @@ class Intake:
             epoch = Epoch(taken.tp, self._inputs[taken.tp.topic], taken.token, starts[taken.tp])
             epoch.attempts = self._waiting.pop(taken.tp).attempts
             epoch.last_progress = time.monotonic()
+            # Until a record has been applied its age is not known: the wait counts from here.
+            epoch.last_timestamp_ms = self._clock.now_ms()
+            place = (taken.tp.topic, str(taken.tp.partition))
+            self._metrics.last_progress_timestamp_seconds.labels(*place).set(epoch.last_timestamp_ms / 1000)
             self._epochs[taken.tp] = epoch
             self._on_acquired(epoch, taken.outbox)
             self._metrics.watermark_offset.labels(taken.tp.topic, str(taken.tp.partition)).set(epoch.watermark)
@@ -552,6 +580,7 @@ class Intake:
         now = time.monotonic()
         if now < self._next_commit:
             return
+        self._time.switch(ConsumerState.COMMIT)
         self._next_commit = now + self._settings.worker.commit_interval.total_seconds()
         self._commit(list(self._epochs.values()))
         self._report()
@@ -597,7 +626,10 @@ class Intake:
                 continue
             lag = max(0, high - epoch.watermark) if high >= 0 else 0
             metrics.consumer_lag_events.labels(*labels).set(lag)
-            # The newest record applied is a little older than the oldest one that waits: an age never too small.
+            # The newest record applied is a little older than the oldest one that waits: an age never too small. After a quiet
+            # hour it is the moment at which nothing waited yet, or the first new record would look an hour old.
+            if lag == 0:
+                epoch.last_timestamp_ms = self._clock.now_ms()
             metrics.consumer_lag_seconds.labels(*labels).since(epoch.last_timestamp_ms or None if lag else None)
         _, events, size = self._flow.in_flight()
         metrics.inflight_events.set(events + len(self._window))

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from stream_sentiment.batching import plan_micro_batches
 from stream_sentiment.flow import Flow
+from stream_sentiment.observability.labels import PipelineThread, ThreadState
 from stream_sentiment.observability.metrics import Metrics
+from stream_sentiment.observability.tally import observe_all
 from stream_sentiment.scoring.errors import InferenceError
 from stream_sentiment.stages import Window
 
@@ -41,6 +43,7 @@ class ScoreStage:
         self._scorer = scorer
         self._flow = flow
         self._metrics = metrics
+        self._time = metrics.thread_time_seconds_total.of(PipelineThread.SCORE)
         self._token_budget = token_budget
         self._beat = beat
         self._on_error = on_error
@@ -61,18 +64,20 @@ class ScoreStage:
         try:
             while True:
                 self._beat()
+                self._time.switch(ThreadState.WAIT_INPUT)
                 try:
                     window = self._flow.to_score.get(timeout=0.5)
                 except queue.Empty:
                     continue
+                self._time.switch(ThreadState.WORK)
                 if window is not None:
                     self._dispatch(window)
                 self._flow.to_apply.put(window)
                 if window is None:
+                    self._time.stop()
                     return
         except BaseException as error:
             self._on_error(error)
-            raise
 
     def _dispatch(self, window: Window) -> None:
         scored = [record for record in window.records if record.text is not None and record.epoch.alive]
@@ -80,14 +85,21 @@ class ScoreStage:
         if not scored:
             return
         started = time.monotonic()
+        self._time.switch(ThreadState.TOKENIZE)
         tokenised = self._scorer.tokenize([record.text or "" for record in scored])
+        self._time.switch(ThreadState.WORK)
         now = time.monotonic()
         self._metrics.stage_duration_seconds.labels("tokenize").observe(now - started)
         self._metrics.stage_duration_seconds.labels("queue").observe(started - window.closed_at)
+        truncated = 0
         for record, tokens in zip(scored, tokenised, strict=True):
             if tokens.truncated:
                 record.truncated = True
+                truncated += 1
         lengths = [len(tokens.ids) for tokens in tokenised]
+        observe_all(self._metrics.input_tokens, lengths)
+        if truncated:
+            self._metrics.events_truncated_total.labels("tokens").inc(truncated)
         window.batches = plan_micro_batches(lengths, self._token_budget)
         metrics = self._metrics
         for batch in window.batches:
@@ -124,5 +136,6 @@ class ScoreStage:
             if len(batch) == 1:
                 self._scorer.infer([self._scorer.tokenize(["."])[0].ids])
                 return [error]
+            self._metrics.inference_fallback_total.labels("batch", "half_batch").inc()
             half = len(batch) // 2
             return self._infer_or_split(batch[:half]) + self._infer_or_split(batch[half:])

@@ -25,9 +25,11 @@ from stream_sentiment.events.routing import RoutingOptions
 from stream_sentiment.flow import Flow
 from stream_sentiment.intake import Intake
 from stream_sentiment.kafka.clients import first_contact, producer_config
+from stream_sentiment.observability.build import build_labels
 from stream_sentiment.observability.definitions import Domain
 from stream_sentiment.observability.health import HealthServer, HealthState, StuckDetector
-from stream_sentiment.observability.logs import get_logger, kafka_logger
+from stream_sentiment.observability.labels import Dependency
+from stream_sentiment.observability.logs import count_suppressed, get_logger, kafka_logger
 from stream_sentiment.observability.metrics import Metrics
 from stream_sentiment.outbox import KafkaPublisher, Outbox
 from stream_sentiment.record_fold import RecordFolder
@@ -120,6 +122,7 @@ class Worker:
         self.clock = clock or SystemClock()
         self.metrics = Metrics(clock=self.clock)
         self.health = HealthState()
+        count_suppressed(lambda event: self.metrics.log_lines_suppressed_total.labels(event).inc())
         self.rules = rules or load_rules(settings.rules.path)
         started = time.monotonic()
         self.scorer = scorer or load_scorer(settings)
@@ -129,10 +132,13 @@ class Worker:
         self._intake: Intake | None = None
         self._apply: ApplyStage | None = None
         self._stop_requested = threading.Event()
+        self._stopping_since: float | None = None
         self._incomplete = False
 
     def stop(self) -> None:
         """Ask for a graceful end: drain within `worker.drain_timeout`, then `run` returns. May be called from a signal handler."""
+        if not self._stop_requested.is_set():
+            self._stopping_since = time.monotonic()
         self._stop_requested.set()
         if self._intake is not None:
             self._intake.stop()
@@ -149,7 +155,7 @@ class Worker:
         self._declare_metrics()
         server = HealthServer(settings.http.host, settings.http.port, self.metrics, self.health)
         server.start()
-        stuck = StuckDetector(self.health)
+        stuck = StuckDetector(self.health, on_stuck=self._stuck)
         stuck.start()
         if self._on_listening is not None:
             self._on_listening(f"http://{settings.http.host}:{server.port}")
@@ -196,6 +202,7 @@ class Worker:
             options_ttl_ms=options.ttl_ms,
             beat=lambda: health.beat("apply"),
             on_error=self._fail,
+            on_store=self._store_answers,
             publish_states=lambda batch: bulk.states(batch.touched.values(), options),
         )
         score_stage = ScoreStage(
@@ -244,7 +251,9 @@ class Worker:
             score_stage.join(5.0)
             apply_stage.join(5.0)
             store.close()
-        log.info("worker_stopped", incomplete=self._incomplete)
+        seconds = 0.0 if self._stopping_since is None else time.monotonic() - self._stopping_since
+        self.metrics.shutdown_duration_seconds.set(seconds)
+        log.info("worker_stopped", incomplete=self._incomplete, seconds=round(seconds, 3))
 
     def _producer_config(self, name: str) -> dict[str, object]:
         output = self.settings.output
@@ -269,7 +278,18 @@ class Worker:
                 f"Kafka has no topic {', '.join(missing)}. Create what is missing with `stream-sentiment topics create`."
             )
         self.health.set_ready("kafka", True)
-        return {name: len(metadata.topics[name].partitions) for name in topics.inputs()}
+        counts = {name: len(metadata.topics[name].partitions) for name in topics.inputs()}
+        for name, count in counts.items():
+            self.metrics.topic_partitions.labels(name).set(count)
+        return counts
+
+    def _store_answers(self, ok: bool, detail: str) -> None:
+        self.health.set_ready("redis", ok, detail)
+        self.metrics.circuit_state.labels(Dependency.REDIS).set(0 if ok else 2)
+
+    def _stuck(self, overdue: Mapping[str, float]) -> None:
+        self.metrics.stuck_loops_total.inc(len(overdue))
+        log.error("loop_stuck", loops={loop: round(age, 1) for loop, age in overdue.items()})
 
     def _declare_metrics(self) -> None:
         info, topics = self.scorer.info, self.settings.topics
@@ -281,5 +301,7 @@ class Worker:
         declare(Domain.RULE, list(self.rules.default.by_id))
         declare(Domain.LABEL, info.labels["polarity"], only=["predictions_total"])
         declare(Domain.LABEL, info.emotion_labels, only=["emotion_predictions_total"])
+        provider = str(getattr(self.scorer, "provider", ""))
+        self.metrics.build_info.labels(*build_labels(f"{info.name}@{info.version}", info.sha256, provider)).set(1)
         self.metrics.model_ready.set(1)
         self.health.set_ready("model", True, f"{info.name} {info.version}")

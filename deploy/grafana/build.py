@@ -323,8 +323,8 @@ def overview() -> list[tuple[str, list[dict[str, Any]]]]:
                     (f"sum by (broker) ({metric('broker_up')})", "{{broker}}"),
                 ),
                 lines(
-                    "Open circuits",
-                    "0 closed, 1 half-open, 2 open.",
+                    "Waiting for a dependency",
+                    "2 while the pipeline waits for it, else 0.",
                     "short",
                     (f"max by (dependency) ({metric('circuit_state')})", "{{dependency}}"),
                 ),

@@ -105,7 +105,11 @@ class PipelineThread(StrEnum):
 
 
 class ThreadState(StrEnum):
-    """What a pipeline thread is doing: waiting for input or output, or one of its own steps."""
+    """What a pipeline thread is doing: waiting for input or output, or one of its own steps.
+
+    infer: the apply thread waits for the model, which runs on a pool of its own. store: it waits for Redis.
+    publish: it waits for Kafka to take the scored events.
+    """
 
     WAIT_INPUT = "wait_input"
     WAIT_OUTPUT = "wait_output"
@@ -164,10 +168,9 @@ class StateResult(StrEnum):
 
 
 class Dependency(StrEnum):
+    """What the pipeline stops for. Kafka is not among them: its client retries, and failed deliveries are counted."""
+
     REDIS = "redis"
-    DOWNSTREAM = "downstream"
-    DLQ = "dlq"
-    GPU = "gpu"
 
 
 class Severity(StrEnum):

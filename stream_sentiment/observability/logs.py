@@ -43,6 +43,7 @@ MAX_FRAMES = 12
 """Innermost frames of a traceback that are kept; the outer ones are always the same thread loop."""
 
 _hash_key = secrets.token_bytes(32)
+_on_suppressed: list[Callable[[str], None]] = []
 
 
 def conv_hash(tenant_id: str, conversation_id: str) -> str:
@@ -205,14 +206,11 @@ def configure_logging(
     *,
     hash_key: bytes | None = None,
     worker_id: str | None = None,
-    on_suppressed: Callable[[str], None] | None = None,
     output: TextIO | None = None,
 ) -> None:
     """Set up the logging of this process; call it once, in main.
 
-    level: debug, info, warning or error. hash_key: makes `conv_hash` comparable between workers.
-    on_suppressed: called with the event name for each dropped line (the metric `log_lines_suppressed_total`).
-    output: default stderr.
+    level: debug, info, warning or error. hash_key: makes `conv_hash` comparable between workers. output: default stderr.
     """
     global _hash_key
     if hash_key:
@@ -234,7 +232,7 @@ def configure_logging(
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             render_exception,
-            RateLimit(on_suppressed=on_suppressed),
+            RateLimit(on_suppressed=_suppressed),
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
             add_constant,
             redact,
@@ -250,6 +248,16 @@ def configure_logging(
     root.addHandler(_Forward())
     root.setLevel(max(number, logging.WARNING))
     threading.excepthook = _log_thread_death
+
+
+def count_suppressed(count: Callable[[str], None]) -> None:
+    """Have `count(event)` called for each line that the rate limit drops; replaces the counter before."""
+    _on_suppressed[:] = [count]
+
+
+def _suppressed(event: str) -> None:
+    for count in _on_suppressed:
+        count(event)
 
 
 def _log_thread_death(args: threading.ExceptHookArgs) -> None:

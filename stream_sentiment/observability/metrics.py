@@ -154,7 +154,7 @@ class Metrics:
         "Watermark in Redis found below the offset committed to Kafka: Redis lost acknowledged writes."
     )
     circuit_state = gauges(
-        "Circuit to a dependency: 0 closed, 1 half-open, 2 open.", Label("dependency", values.Dependency)
+        "0 while the dependency answers, 2 while the pipeline waits for it.", Label("dependency", values.Dependency)
     )
 
     # Delivery protocol

@@ -7,6 +7,7 @@ does not count: work that is given up and redone.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
 from prometheus_client import Histogram
@@ -43,7 +44,7 @@ class Tally:
         return family.labels(*labels) if labels else family
 
 
-def observe_all(histogram: Histogram, values: list[float]) -> None:
+def observe_all(histogram: Histogram, values: Sequence[float]) -> None:
     """`histogram.observe` for many values: one increment a bucket instead of two a value."""
     bounds = histogram._upper_bounds  # noqa: SLF001 (prometheus_client has no call for many values)
     counts = [0] * len(bounds)

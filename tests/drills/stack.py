@@ -1,0 +1,258 @@
+"""A running system for drills: mock Kafka, a real Redis, real worker processes, a real Prometheus, and load.
+
+Time is compressed: Prometheus scrapes every half second, and `compressed` shortens the windows of an alert's expression, so that
+a drill takes seconds. What the expression means does not change; its `for` and its windows are proved by the promtool tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+from confluent_kafka import Producer
+
+from stream_sentiment.local_process import LocalProcess, free_port
+from stream_sentiment.testing.events import SCRIPTS, chat_message, encode, record_key
+from stream_sentiment.testing.mock_kafka import MockKafka
+from stream_sentiment.testing.redis import RedisServer
+from stream_sentiment.testing.worker import WorkerProcess
+from tests.deploy.promql import alerts
+
+PARTITIONS = 4
+TOPICS = {
+    "chat.messages": PARTITIONS,
+    "product.reviews": 1,
+    "sentiment.scored": 1,
+    "conversation.state": 1,
+    "escalation.events": 1,
+    "sentiment.dlq": 1,
+}
+
+Sample = tuple[dict[str, str], float]
+
+
+def compressed(query: str) -> str:
+    """The query with its windows in seconds instead of minutes and hours, and thresholds in seconds a twentieth."""
+
+    def window(found: re.Match[str]) -> str:
+        seconds = int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[found[2]]
+        return f"[{max(4, min(20, seconds // 60))}s]"
+
+    query = re.sub(r"\[(\d+)([smhdw])\]", window, query)
+    return re.sub(r"(_seconds[^<>]*?) > (60|120|300)\b", lambda found: f"{found[1]} > {int(found[2]) // 20}", query)
+
+
+def alert_expression(name: str, severity: str | None = None) -> str:
+    """The shipped expression of an alert."""
+    (rule, *_) = [r for r in alerts() if r["alert"] == name and severity in (None, r["labels"]["severity"])]
+    return str(rule["expr"])
+
+
+class Prometheus:
+    """A Prometheus on a free loopback port that scrapes the given targets twice a second."""
+
+    def __init__(self, directory: Path, rules: Sequence[Path] = ()) -> None:
+        self.port = free_port()
+        self.directory = directory
+        (directory / "targets.json").write_text("[]")
+        rule_files = "".join(f"  - {json.dumps(str(path))}\n" for path in rules)
+        (directory / "prometheus.yml").write_text(
+            "global: {scrape_interval: 500ms, scrape_timeout: 450ms, evaluation_interval: 1s}\n"
+            + (f"rule_files:\n{rule_files}" if rules else "")
+            + "scrape_configs:\n  - job_name: stream-sentiment\n"
+            "    file_sd_configs: [{files: [targets.json], refresh_interval: 1s}]\n"
+        )
+        self.process = LocalProcess(
+            "prometheus",
+            [
+                "prometheus",
+                f"--config.file={directory / 'prometheus.yml'}",
+                f"--storage.tsdb.path={directory / 'data'}",
+                f"--web.listen-address=127.0.0.1:{self.port}",
+            ],
+            directory / "prometheus.log",
+        )
+
+    def scrape(self, ports: Sequence[int]) -> None:
+        """Replace the targets."""
+        content = [{"targets": [f"127.0.0.1:{port}" for port in ports]}]
+        scratch = self.directory / "targets.new"
+        scratch.write_text(json.dumps(content))
+        scratch.replace(self.directory / "targets.json")
+
+    def start(self) -> None:
+        self.process.start()
+        self.process.wait_until(self._answers, 30)
+
+    def _answers(self) -> bool:
+        try:
+            self.query("vector(1)")
+        except OSError:
+            return False
+        return True
+
+    def query(self, query: str) -> list[Sample]:
+        """The instant vector of a query now."""
+        form = urllib.parse.urlencode({"query": query}).encode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/query", form, timeout=10) as answer:
+            result = json.load(answer)["data"]["result"]
+        return [(sample["metric"], float(sample["value"][1])) for sample in result]
+
+    def series(
+        self, query: str, seconds: float, step: float = 0.5
+    ) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
+        """The last `seconds` of a query, for pictures."""
+        now = time.time()
+        form = urllib.parse.urlencode({"query": query, "start": now - seconds, "end": now, "step": step}).encode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/query_range", form, timeout=10) as answer:
+            result = json.load(answer)["data"]["result"]
+        return [(row["metric"], [(float(at), float(value)) for at, value in row["values"]]) for row in result]
+
+    def stop(self) -> None:
+        self.process.terminate()
+
+
+class Load:
+    """Publishes scripted conversations at a steady rate from a thread, until stopped."""
+
+    def __init__(self, bootstrap_servers: str, rate: float) -> None:
+        self.rate = rate
+        self.sent = 0
+        self.bad_share = 0.0
+        self._producer = Producer({"bootstrap.servers": bootstrap_servers, "linger.ms": 5})
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> Self:
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(10)
+        self._producer.flush(10)
+
+    def send(self, event: dict[str, Any], *, key: bytes | None = None, topic: str = "chat.messages") -> None:
+        self._producer.produce(topic, encode(event), key or record_key(event))
+        self._producer.poll(0)
+
+    def send_bytes(self, value: bytes, topic: str = "chat.messages") -> None:
+        self._producer.produce(topic, value, b"shop|bad")
+        self._producer.poll(0)
+
+    def _run(self) -> None:
+        number = 0
+        credit_bad = 0.0
+        start = time.monotonic()
+        while not self._stop.is_set():
+            number += 1
+            for script in SCRIPTS:
+                now_ms = int(time.time() * 1000)
+                events = list(script.events(conversation=f"{script.name}-{number}", start_ms=now_ms))
+                for index, event in enumerate(events):
+                    event = {**event, **chat_message(at_ms=now_ms + index), **{k: event[k] for k in ("text", "conversation_id", "message_id", "sender")}}  # fmt: skip
+                    if self._stop.wait(max(0.0, start + self.sent / self.rate - time.monotonic())):
+                        return
+                    credit_bad += self.bad_share
+                    if credit_bad >= 1:
+                        credit_bad -= 1
+                        self.send_bytes(b"{not json")
+                    else:
+                        self.send(event)
+                    self.sent += 1
+
+
+class Stack:
+    """Everything together. Use `running(...)`."""
+
+    def __init__(self, directory: Path, kafka: MockKafka, redis: RedisServer, prometheus: Prometheus) -> None:
+        self.directory = directory
+        self.kafka = kafka
+        self.redis = redis
+        self.prometheus = prometheus
+        self.workers: list[WorkerProcess] = []
+        self.load = Load(kafka.bootstrap_servers, 40.0)
+        self.settings = {
+            "kafka.bootstrap_servers": kafka.bootstrap_servers,
+            "kafka.group_id": f"drill-{directory.name}",
+            "kafka.session_timeout": "6s",
+            "redis.url": redis.url,
+            "redis.timeout": "500ms",
+            "model.stub": "true",
+            "worker.stall_timeout": "5s",
+        }
+
+    def add_worker(self, **more: str) -> WorkerProcess:
+        settings = {**self.settings, **{name.replace("__", "."): value for name, value in more.items()}}
+        worker = WorkerProcess(settings, directory=self.directory, name=f"worker-{len(self.workers) + 1}")
+        worker.start()
+        self.workers.append(worker)
+        self.retarget()
+        return worker
+
+    def retarget(self) -> None:
+        self.prometheus.scrape([worker.http_port for worker in self.workers])
+
+    def value(self, query: str) -> float:
+        """The sum of an instant vector; 0 when it is empty."""
+        return sum(value for _, value in self.prometheus.query(query))
+
+    def until(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
+        """Wait for a condition; how long it took. Fails with the logs' ends."""
+        started = time.monotonic()
+        while not condition():
+            if time.monotonic() - started > seconds:
+                logs = "\n".join(worker.log_text()[-1500:] for worker in self.workers)
+                raise AssertionError(f"not within {seconds} s: {what}\n{logs}")
+            time.sleep(0.25)
+        return time.monotonic() - started
+
+    def until_true(self, expression: str, seconds: float = 40.0) -> float:
+        return self.until(lambda: bool(self.prometheus.query(expression)), seconds, f"true: {expression}")
+
+    def until_false(self, expression: str, seconds: float = 60.0) -> float:
+        return self.until(lambda: not self.prometheus.query(expression), seconds, f"false: {expression}")
+
+    def until_caught_up(self, seconds: float = 60.0) -> None:
+        query = "stream_sentiment_consumer_lag_events"
+        self.until(
+            lambda: len(self.prometheus.query(query)) >= PARTITIONS and self.value(query) == 0,
+            seconds,
+            "lag 0 in every partition",
+        )
+
+
+@contextlib.contextmanager
+def running(directory: Path, rules: Sequence[Path] = (), **redis_options: Any) -> Iterator[Stack]:
+    """A stack without workers and without load; ends everything it started."""
+    if shutil.which("prometheus") is None:
+        import pytest
+
+        pytest.skip("prometheus is not installed (Debian package prometheus)")
+    with MockKafka(TOPICS) as kafka, RedisServer(**redis_options) as redis:
+        prometheus = Prometheus(directory, rules)
+        stack = Stack(directory, kafka, redis, prometheus)
+        try:
+            prometheus.start()
+            yield stack
+        finally:
+            if stack.load._thread.is_alive():
+                stack.load.stop()
+            for worker in stack.workers:
+                worker.close()
+            prometheus.stop()
+
+
+def events_of(log: str) -> list[dict[str, Any]]:
+    """The JSON lines of a worker's log."""
+    return [orjson.loads(line) for line in log.splitlines() if line.startswith("{")]
