@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from stream_sentiment import __version__
@@ -18,6 +17,9 @@ from stream_sentiment.cli.model import app as model_app
 from stream_sentiment.cli.run import run
 from stream_sentiment.cli.score import score
 from stream_sentiment.errors import ExitStatus, StreamSentimentError
+
+#: Base of usage errors. Typer either uses the package click or carries a copy of it, by its version: found through what both export.
+_UsageProblem: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 app = typer.Typer(
     name="stream-sentiment",
@@ -67,11 +69,11 @@ def main() -> None:
     except StreamSentimentError as error:
         typer.echo(f"stream-sentiment: {error}", err=True)
         sys.exit(int(error.exit_status))
-    except click.exceptions.Abort:
+    except typer.Abort:
         sys.exit(130)
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         sys.exit(error.exit_code)
-    except click.ClickException as error:
+    except _UsageProblem as error:
         error.show()
         sys.exit(int(ExitStatus.USAGE) if error.exit_code == ExitStatus.USAGE else error.exit_code)
     except BrokenPipeError:
