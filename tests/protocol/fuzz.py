@@ -25,7 +25,7 @@ from stream_sentiment.errors import ServiceUnavailable
 from stream_sentiment.store.keys import TopicPartition
 from stream_sentiment.testing.redis import RedisServer
 from tests.protocol.model import make_log, sequential_fold
-from tests.protocol.worker import Steps, Worker, eraser
+from tests.protocol.worker import Publishing, Steps, Worker, eraser
 from tests.protocol.world import MOST_LOST_WRITES, ScriptedRedis, World
 
 EVENTS = 20
@@ -47,7 +47,7 @@ class Variant:
 
     name: str
     mutate: Callable[[str, str], str] = lambda name, source: source
-    outbox: bool = True
+    publishing: Publishing = Publishing.IDEMPOTENT
     noisy: bool = False
     erasures: bool = False
 
@@ -63,12 +63,23 @@ class Verdict:
     stale_write: int = 0
     commit_ahead: int = 0
     stuck: int = 0
+    doubled: int = 0
     copies: int = 0
     failovers: int = 0
     calls: int = 0
 
     def bad(self) -> bool:
-        return any((self.wrong_state, self.lost, self.wrong_output, self.stale_write, self.commit_ahead, self.stuck))
+        return any(
+            (
+                self.wrong_state,
+                self.lost,
+                self.wrong_output,
+                self.stale_write,
+                self.commit_ahead,
+                self.stuck,
+                self.doubled,
+            )
+        )
 
 
 def without(script: str, *guards: str) -> Callable[[str, str], str]:
@@ -101,6 +112,10 @@ ERASURE_WITHOUT_FENCE = Variant(
     erasures=True,
 )
 SHIPPED_NOISY = Variant("shipped, model not bit-stable", noisy=True)
+EXACTLY_ONCE = Variant("shipped, output.exactly_once", publishing=Publishing.TRANSACTIONAL)
+UNFENCED = Variant("control: exactly_once without the producer's fence", publishing=Publishing.UNFENCED)
+UNPROBED = Variant("control: exactly_once without the search", publishing=Publishing.UNPROBED)
+HASTY = Variant("control: exactly_once, settled too early", publishing=Publishing.HASTY)
 NO_TOKEN_NO_WATERMARK = Variant(
     "control: neither token nor watermark", without("apply.lua", TOKEN_GUARD, ALREADY_GUARD, GAP_GUARD)
 )
@@ -118,7 +133,7 @@ def run_schedule(redis: Any, seed: int, variant: Variant, *, failovers: bool, fa
     names = (f"worker-{number}" for number in range(1_000_000))
 
     def new_worker(assigned: list[TopicPartition]) -> Steps[None]:
-        return Worker(world, next(names), assigned, outbox=variant.outbox).run()
+        return Worker(world, next(names), assigned, variant.publishing).run()
 
     alive = [new_worker(tps)]
     for _ in range(rng.randint(60, 400) if faults else 0):
@@ -145,6 +160,8 @@ def run_schedule(redis: Any, seed: int, variant: Variant, *, failovers: bool, fa
         world.execute_late_call()
     finish(world, [new_worker(tps)], verdict)
     judge(world, verdict, noisy=variant.noisy)
+    if variant.publishing is not Publishing.IDEMPOTENT:
+        verdict.doubled = verdict.copies
     return verdict
 
 
@@ -208,7 +225,7 @@ class Table:
     counts: Counter[str] = field(default_factory=Counter)
     bad_seeds: list[int] = field(default_factory=list)
 
-    COLUMNS = ("wrong_state", "lost", "wrong_output", "stale_write", "commit_ahead", "stuck", "copies")
+    COLUMNS = ("wrong_state", "lost", "wrong_output", "stale_write", "commit_ahead", "stuck", "doubled", "copies")
 
     def add(self, verdict: Verdict) -> None:
         self.schedules += 1
@@ -273,11 +290,15 @@ def main() -> int:
             (SHIPPED, options.schedules, False),
             (SHIPPED_NOISY, options.schedules, False),
             (SHIPPED_ERASING, options.schedules, False),
+            (EXACTLY_ONCE, options.schedules, False),
             (NO_TOKEN_NO_WATERMARK, options.controls, True),
             (NO_WATERMARK, options.controls, True),
             (NO_OUTBOX, options.controls, True),
             (NO_TOKEN_NOISY, options.controls, True),
             (ERASURE_WITHOUT_FENCE, options.controls, True),
+            (UNFENCED, options.controls, True),
+            (UNPROBED, options.controls, True),
+            (HASTY, options.controls, True),
         ):
             tables = []
             for failovers in (False,) if variant.erasures else (False, True):

@@ -30,6 +30,8 @@ def redis() -> Iterator[Any]:
         (fuzz.SHIPPED_NOISY, False, 25),
         (fuzz.SHIPPED_NOISY, True, 25),
         (fuzz.SHIPPED_ERASING, False, 40),
+        (fuzz.EXACTLY_ONCE, False, 20),
+        (fuzz.EXACTLY_ONCE, True, 30),
     ],
     ids=lambda value: value.name if isinstance(value, Variant) else str(value),
 )
@@ -37,7 +39,10 @@ def test_no_schedule_loses_or_doubles_anything(redis: Any, variant: Variant, fai
     table = run_many(redis, variant, schedules, failovers=failovers)
     assert table.bad_seeds == []
     # The faults did bite: entries were published again, calls were repeated, Redis did fail over.
-    assert table.counts["copies"] > schedules // 2
+    if variant is fuzz.EXACTLY_ONCE:
+        assert table.counts["copies"] == 0
+    else:
+        assert table.counts["copies"] > schedules // 2
     assert bool(table.counts["failover_count"]) == failovers
 
 
@@ -57,6 +62,9 @@ def test_without_faults_nothing_is_even_copied(redis: Any) -> None:
         (fuzz.NO_OUTBOX, False, 8, "lost"),
         (fuzz.NO_TOKEN_NOISY, True, 25, "wrong_state"),
         (fuzz.ERASURE_WITHOUT_FENCE, False, 20, "stale_write"),
+        (fuzz.UNFENCED, False, 12, "doubled"),
+        (fuzz.UNPROBED, False, 4, "doubled"),
+        (fuzz.HASTY, False, 30, "doubled"),
     ],
     ids=lambda value: value.name if isinstance(value, Variant) else str(value),
 )

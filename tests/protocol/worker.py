@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TypeVar
 from uuid import UUID
 
@@ -26,6 +27,21 @@ FORGETS = 0.4
 """Chance, per round, that delivered entries are removed from the outbox: removal is batched and may come any time later."""
 
 
+SETTLES = 0.2
+"""Chance, per round, that a worker takes positions of the output topic for `settle`, or looks whether it may store them."""
+
+
+class Publishing(StrEnum):
+    """How the outbox reaches the topic."""
+
+    IDEMPOTENT = "idempotent"
+    TRANSACTIONAL = "transactional"
+    """`output.exactly_once`: one fenced producer per partition; what the topic holds already is not published again."""
+    UNFENCED = "control: transactional without the fence"
+    UNPROBED = "control: transactional without the search"
+    HASTY = "control: settled before the entries are forgotten"
+
+
 @dataclass(slots=True)
 class Partition:
     """What a worker holds of one partition under one token."""
@@ -35,6 +51,10 @@ class Partition:
     watermark: int
     cache: dict[str, State] = field(default_factory=dict)
     delivered: list[str] = field(default_factory=list)
+    producer: int = 0
+    present: frozenset[str] = frozenset()
+    unsettled: set[str] = field(default_factory=set)
+    mark: tuple[int, set[str]] | None = None
 
 
 def eraser(world: World, number: int) -> Steps[None]:
@@ -66,11 +86,11 @@ def eraser(world: World, number: int) -> Steps[None]:
 class Worker:
     """One process. `run` ends when every partition it believes to own is at its end and its outbox is empty."""
 
-    def __init__(self, world: World, name: str, assigned: list[TopicPartition], *, outbox: bool = True) -> None:
+    def __init__(self, world: World, name: str, assigned: list[TopicPartition], publishing: Publishing) -> None:
         self.world = world
         self.name = name
         self.assigned = assigned
-        self.outbox = outbox
+        self.publishing = publishing
         self.rng = random.Random(world.rng.random())
         self.store = world.store()
         self.partitions: dict[TopicPartition, Partition] = {}
@@ -87,6 +107,8 @@ class Worker:
             for partition in list(self.partitions.values()):
                 if partition.delivered and (not batches or self.rng.random() < FORGETS):
                     yield from self.forget(partition)
+                if self.publishing is not Publishing.IDEMPOTENT and self.rng.random() < SETTLES:
+                    yield from self.settle(partition)
             yield
             if not batches and not any(partition.delivered for partition in self.partitions.values()):
                 return
@@ -125,6 +147,8 @@ class Worker:
                     yield from self.acquire_again(found.tp)
                     continue
             partition = self.partitions[found.tp] = Partition(found.tp, found.token, watermark)
+            if self.publishing is not Publishing.IDEMPOTENT:
+                yield from self.open_producer(partition, int(found.settled or 0))
             yield from self.publish(partition, {name: Output.decode(raw) for name, raw in found.outbox.items()})
 
     def acquire_again(self, tp: TopicPartition) -> Steps[None]:
@@ -185,12 +209,41 @@ class Worker:
 
     def publish(self, partition: Partition, outputs: dict[str, Output]) -> Steps[None]:
         """Step 5: at any point between two records the worker may die."""
+        partition.unsettled |= outputs.keys()
         for name, output in outputs.items():
             yield
-            self.world.topic.append(output)
+            if output.id not in partition.present:
+                if self.publishing is not Publishing.IDEMPOTENT and not self.world.may_publish(
+                    partition.tp, partition.producer
+                ):
+                    if self.partitions.get(partition.tp) is partition:
+                        yield from self.acquire_again(partition.tp)
+                    return
+                self.world.topic.append(output)
             partition.delivered.append(name)
+
+    def open_producer(self, partition: Partition, settled: int) -> Steps[None]:
+        """Fence the last owner's producer, then look what it has published."""
+        partition.producer = self.world.open_producer(partition.tp, fence=self.publishing is not Publishing.UNFENCED)
+        yield
+        end = len(self.world.topic)
+        yield
+        if self.publishing is not Publishing.UNPROBED:
+            partition.present = frozenset(output.id for output in self.world.topic[settled:end])
+
+    def settle(self, partition: Partition) -> Steps[None]:
+        """Move the start of later searches up: first take a position, then wait until all entries of that time are forgotten."""
+        if partition.mark is None:
+            partition.mark = (len(self.world.topic), set(partition.unsettled))
+            return
+        position, waiting = partition.mark
+        if self.publishing is Publishing.HASTY or not waiting & partition.unsettled:
+            partition.mark = None
+            yield from self.attempt(lambda: self.store.settle(partition.tp, partition.token, b"%d" % position))
 
     def forget(self, partition: Partition) -> Steps[None]:
         fields, partition.delivered = partition.delivered, []
         token = partition.token
-        yield from self.attempt(lambda: self.store.forget(partition.tp, token, fields))
+        forgotten = yield from self.attempt(lambda: self.store.forget(partition.tp, token, fields))
+        if forgotten is not None:
+            partition.unsettled.difference_update(fields)

@@ -70,6 +70,7 @@ class World:
     owner: dict[TopicPartition, str] = field(default_factory=dict)
     topic: list[Output] = field(default_factory=list)
     writes: dict[TopicPartition, list[Write]] = field(default_factory=dict)
+    producers: dict[TopicPartition, int] = field(default_factory=dict)
     late: list[Command] = field(default_factory=list)
     commits: dict[TopicPartition, int] = field(default_factory=dict)
     erasures: list[Erased] = field(default_factory=list)
@@ -135,6 +136,14 @@ class World:
             for write in kept:
                 self.scripts.execute(write.command)
             self.writes[tp] = kept
+
+    def open_producer(self, tp: TopicPartition, *, fence: bool) -> int:
+        """init_transactions: from now on the older producers of this partition cannot publish."""
+        self.producers[tp] = self.producers.get(tp, 0) + fence
+        return self.producers[tp]
+
+    def may_publish(self, tp: TopicPartition, producer: int) -> bool:
+        return self.producers[tp] == producer
 
     def commit(self, tp: TopicPartition, offset: int, watermark: int | None) -> None:
         """A commit to Kafka. Nobody may commit beyond the watermark, except where a failover took the watermark back."""
