@@ -129,6 +129,8 @@ class Outbox:
     def failed(self, entry: Entry, error: KafkaError) -> None:
         """Kafka refused the entry. It stays in Redis, so it is tried again for as long as it takes."""
         self._metrics.produce_total.labels(entry.record.topic, "error").inc()
+        if entry.record.topic == self._dlq_topic:
+            self._metrics.dead_letter_total.labels(_error_class(entry.record), "failed").inc()
         entry.attempts += 1
         if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE):
             entry.record = shrink(entry.record, self._dlq_topic)

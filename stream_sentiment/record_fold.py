@@ -126,6 +126,8 @@ class RecordFolder:
         state = cache[key][0]
         tally = batch.tally
         at_ms = decoded.at_ms
+        if record.key != envelope.record_key(event.tenant_id, event.conversation_id).encode():
+            tally.count("key_mismatch_total", batch.epoch.partition.topic)
         if at_ms > record.timestamp_ms + FUTURE_TOLERANCE_MS:
             at_ms = record.timestamp_ms + FUTURE_TOLERANCE_MS
             tally.count("clock_skew_events_total", "future")

@@ -57,9 +57,10 @@ class DeadLetter(StrEnum):
 
 
 class DeadLetterResult(StrEnum):
+    """failed: refused by the broker for now; the entry stays in the outbox and is sent again."""
+
     ACK = "ack"
     FAILED = "failed"
-    SPOOLED = "spooled"
 
 
 class TruncatedBy(StrEnum):

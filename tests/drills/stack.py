@@ -22,7 +22,7 @@ import orjson
 from confluent_kafka import Producer
 
 from stream_sentiment.local_process import LocalProcess, free_port
-from stream_sentiment.testing.events import SCRIPTS, chat_message, encode, record_key
+from stream_sentiment.testing.events import SCRIPTS, encode, record_key, timestamp
 from stream_sentiment.testing.mock_kafka import MockKafka
 from stream_sentiment.testing.redis import RedisServer
 from stream_sentiment.testing.worker import WorkerProcess
@@ -160,7 +160,7 @@ class Load:
                 now_ms = int(time.time() * 1000)
                 events = list(script.events(conversation=f"{script.name}-{number}", start_ms=now_ms))
                 for index, event in enumerate(events):
-                    event = {**event, **chat_message(at_ms=now_ms + index), **{k: event[k] for k in ("text", "conversation_id", "message_id", "sender")}}  # fmt: skip
+                    event["created_at"] = timestamp(now_ms + index)
                     if self._stop.wait(max(0.0, start + self.sent / self.rate - time.monotonic())):
                         return
                     credit_bad += self.bad_share
