@@ -132,7 +132,9 @@ class KafkaSettings(_Section):
     start_from: Literal["earliest", "latest"] = Field(
         "earliest", description="where a group without commits and without a watermark starts"
     )
-    extra: dict[str, str] = Field(default_factory=dict, description="further librdkafka settings, by their own names")
+    extra: dict[str, str] = Field(
+        default_factory=dict, repr=False, description="further librdkafka settings, by their own names; may hold secrets"
+    )
 
     @field_validator("group_id")
     @classmethod
