@@ -60,7 +60,7 @@ def test_without_faults_nothing_is_even_copied(redis: Any) -> None:
         (fuzz.NO_TOKEN_NO_WATERMARK, False, 5, "wrong_state"),
         (fuzz.NO_WATERMARK, True, 20, "stale_write"),
         (fuzz.NO_OUTBOX, False, 8, "lost"),
-        (fuzz.NO_TOKEN_NOISY, True, 25, "wrong_state"),
+        (fuzz.NO_TOKEN, False, 20, "stale_write"),
         (fuzz.ERASURE_WITHOUT_FENCE, False, 20, "stale_write"),
         (fuzz.UNFENCED, False, 12, "doubled"),
         (fuzz.UNPROBED, False, 4, "doubled"),

@@ -46,6 +46,17 @@ def a_zombie_writes_its_view_of_an_event(store: StateStore) -> bool:
     return state(store) is not None
 
 
+def a_zombie_goes_on_from_its_cache_after_a_failover(store: StateStore) -> bool:
+    """Redis lost the zombie's batch; the owner has redone it with other scores, and the watermark is where the zombie holds it."""
+    owned(store, "zombie")
+    store.apply([one("zombie", 0, 2, b"the zombie's view")])
+    owned(store, "owner")
+    store.initialise(TP, "owner", 0, overwrite=True)
+    store.apply([one("owner", 0, 2, b"the owner's view")])
+    store.apply([one("zombie", 2, 3, b"the zombie's view and one more")])
+    return state(store) != b"the owner's view"
+
+
 def an_erased_state_comes_back_from_a_cache(store: StateStore) -> bool:
     """The owner holds the state in its cache while a person erases the conversation."""
     owned(store, "owner")
@@ -159,6 +170,7 @@ ERASE_TWICE = "if redis.call('HGET', KEYS[1], 'token') == ARGV[1] then\n  return
 
 GUARDS: list[tuple[Callable[[StateStore], bool], Callable[[str, str], str]]] = [
     (a_zombie_writes_its_view_of_an_event, without("apply.lua", TOKEN_GUARD)),
+    (a_zombie_goes_on_from_its_cache_after_a_failover, without("apply.lua", TOKEN_GUARD)),
     (an_erased_state_comes_back_from_a_cache, without("apply.lua", TOKEN_GUARD)),
     (an_erased_state_comes_back_from_a_cache, without("erase.lua", ERASE_FENCE)),
     (a_batch_sent_twice_is_no_success, without("apply.lua", ALREADY_GUARD)),
