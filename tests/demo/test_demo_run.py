@@ -1,10 +1,10 @@
 """The whole demo: embedded Kafka and Redis, the real worker, the player; and the command as a person calls it."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,35 +15,10 @@ from stream_sentiment.demo.player import schedule
 from stream_sentiment.demo.runner import Demo, Pace
 from stream_sentiment.demo.summary import summary
 from stream_sentiment.demo.view import Frame
-from stream_sentiment.scoring.heads import EMOTIONS, POLARITIES, SIGNALS
-from stream_sentiment.scoring.scorer import ModelInfo, Score, TokenizedText
 from stream_sentiment.testing.worker import environment
+from tests.demo.words import WordScorer
 
 END_MS = 1_767_600_000_000
-
-
-class WordScorer:
-    """Negative where the text says `bad`, positive where it says `good`: so that a test knows what must come out."""
-
-    info = ModelInfo(
-        "words", "1", "0" * 64, "none", 96, {"polarity": POLARITIES, "emotion": EMOTIONS, "signals": SIGNALS}
-    )
-
-    def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
-        return [TokenizedText([ord(character) for character in text[:96]], False) for text in texts]
-
-    def infer(self, batch: Sequence[Sequence[int]]) -> list[Score]:
-        return [self._score("".join(map(chr, ids))) for ids in batch]
-
-    def score(self, texts: Sequence[str]) -> list[Score]:
-        return [self._score(text) for text in texts]
-
-    def _score(self, text: str) -> Score:
-        label = "negative" if "bad" in text else "positive" if "good" in text else "neutral"
-        polarity = tuple(0.9 if name == label else 0.05 for name in POLARITIES)
-        wanted = {"negative": "anger", "positive": "joy", "neutral": "neutral"}[label]
-        emotion = tuple(0.9 if name == wanted else 0.02 for name in EMOTIONS)
-        return Score(polarity, emotion, polarity[2] - polarity[0], 0.9, label, wanted, False)  # type: ignore[arg-type]
 
 
 def conversation(name: str, *texts: str) -> bytes:
@@ -78,8 +53,8 @@ def run(
 
 @pytest.fixture(autouse=True)
 def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in environment({}).keys() ^ __import__("os").environ.keys():
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ.keys() - environment({}).keys():
+        monkeypatch.delenv(name)
 
 
 def test_what_is_sent_comes_back_scored_escalated_recovered_and_as_a_dead_letter() -> None:
