@@ -59,7 +59,7 @@ class Snapshot:
 def snapshot(state: ConversationState, options: StateOptions = DEFAULT_OPTIONS) -> Snapshot:
     scores = [entry[SCORE] for entry in state.window]
     begin, end, shift = begin_end_shift(state)
-    low, high = lowest(state), highest(state)
+    low, high = extremes(state)
     total = sum(state.emotions.values())
     return Snapshot(
         score=state.score,
@@ -108,14 +108,16 @@ def trend_of(shift: float) -> str:
 
 def begin_end_shift(state: ConversationState) -> tuple[float, float, float]:
     """Mean of the first and of the last k scores and half their difference; k is 3, or half of the messages when fewer than 6."""
+    window = state.window
     k = min(BEGIN_MESSAGES, state.scored // 2)
     if k == 0:
-        only = state.window[0][SCORE] if state.window else 0.0
+        only = window[0][SCORE] if window else 0.0
         return only, only, 0.0
     first = state.base["begin"][:k] if state.base is not None else []
-    first = first + [entry[SCORE] for entry in state.window[: k - len(first)]]
+    if len(first) < k:
+        first = first + [entry[SCORE] for entry in window[: k - len(first)]]
     begin = _mean(first)
-    end = _mean([entry[SCORE] for entry in state.window[-k:]])
+    end = _mean([entry[SCORE] for entry in window[-k:]])
     return begin, end, (end - begin) / 2
 
 
@@ -125,15 +127,28 @@ def shift_of(state: ConversationState) -> float:
 
 def lowest(state: ConversationState) -> Point | None:
     """The lowest sentiment point of the whole conversation; the first of equals."""
-    points = [Point(*state.base["lowest"])] if state.base is not None else []
-    points += [Point(entry[SCORE], entry[ID]) for entry in state.window]
-    return min(points, key=lambda point: point.score, default=None)
+    return extremes(state)[0]
 
 
 def highest(state: ConversationState) -> Point | None:
-    points = [Point(*state.base["highest"])] if state.base is not None else []
-    points += [Point(entry[SCORE], entry[ID]) for entry in state.window]
-    return max(points, key=lambda point: point.score, default=None)
+    return extremes(state)[1]
+
+
+def extremes(state: ConversationState) -> tuple[Point | None, Point | None]:
+    """Lowest and highest sentiment point of the whole conversation, each the first of its equals."""
+    base = state.base
+    low = high = None
+    low_score, high_score = 2.0, -2.0  # outside the scale
+    if base is not None:
+        low, high = base["lowest"], base["highest"]
+        low_score, high_score = low[0], high[0]
+    for entry in state.window:
+        score = entry[SCORE]
+        if score < low_score:
+            low_score, low = score, (score, entry[ID])
+        if score > high_score:
+            high_score, high = score, (score, entry[ID])
+    return (None if low is None else Point(*low)), (None if high is None else Point(*high))
 
 
 def slope(scores: Sequence[float]) -> float:
@@ -185,10 +200,16 @@ def contact_lens_progressive(signs: Sequence[int], run: int = 0) -> list[float]:
 
 
 def progressive_score(state: ConversationState) -> float:
-    """The Contact Lens score of the newest customer turn, -5 to 5."""
-    signs = [_SIGN.get(entry[LABEL], 0) for entry in state.window]
+    """The Contact Lens score of the newest customer turn, -5 to 5; what `contact_lens_progressive` gives last."""
     run = state.base["run"] if state.base is not None else 0
-    return contact_lens_progressive(signs, run)[-1] if signs else 0.0
+    # Position in the run and sign of the last three turns; a missing one counts as neutral, and a neutral one weighs 1.
+    w1 = w2 = w3 = 1
+    s1 = s2 = s3 = 0
+    for entry in state.window:
+        sign = _SIGN.get(entry[LABEL], 0)
+        run = run + sign if run * sign > 0 else sign
+        w1, s1, w2, s2, w3, s3 = w2, s2, w3, s3, abs(run) or 1, sign
+    return 5 * (w1 * s1 + w2 * s2 + w3 * s3) / (w1 + w2 + w3)
 
 
 _SIGN = {"negative": -1, "positive": 1}
