@@ -528,7 +528,7 @@ class Intake:
         go_on = committed if committed is not None and low <= committed <= high else low
         start = low if policy is MissingWatermarkPolicy.REWIND else go_on
         log.error("missing_watermark", reason=policy.value, detail=problem, start=start)
-        return self._store.initialise(taken.tp, taken.token, start, overwrite=True)
+        return self._store.initialise(taken.tp, taken.token, start, replaces=watermark)
 
     def _serve_requests(self) -> None:
         """Epochs that the apply stage gave up: put their partitions in line to be acquired anew."""

@@ -7,13 +7,15 @@
 --                        partitions  number of partitions of the topic when this one was first acquired
 -- KEYS[2]  outbox  hash  <offset>:<sequence> -> encoded record; applied, not yet known to be delivered
 --
--- ARGV[1]  token; a call that is sent again after a lost reply carries the same one
+-- ARGV[1]  token; a call that is sent again carries another one. Redis may execute the first sending long after the second, and would
+--          give the partition back to an owner that has lost it since, with a cache that is no longer true.
 -- ARGV[2]  member
 -- ARGV[3]  at
 -- ARGV[4]  number of partitions of the topic now, or '' where it is not known
 -- ARGV[5]  '1': record ARGV[4] even where another number is recorded (the operator said so)
 --
--- Returns {wm or '', recorded partitions or '', previous token or '', {field, record, field, record, ...}, settled or ''}.
+-- Returns {wm or '', recorded partitions or '', previous token or '', {field, record, field, record, ...}, settled or '',
+--          token}.
 -- Numbers leave as the strings that are stored: Lua would print 14 digits of them.
 local previous = redis.call('HGET', KEYS[1], 'token') or ''
 redis.call('HSET', KEYS[1], 'token', ARGV[1], 'member', ARGV[2], 'at', ARGV[3])
@@ -30,4 +32,5 @@ return {
   previous,
   redis.call('HGETALL', KEYS[2]),
   redis.call('HGET', KEYS[1], 'settled') or '',
+  ARGV[1],
 }

@@ -90,8 +90,17 @@ class Script:
 class Link(Protocol):
     """What `StateStore` needs of Redis. `RedisLink` is the real one; the protocol fuzz puts its own in front."""
 
-    def exchange(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
-        """Replies of the commands, in order; `deadline` is on the link's monotonic clock."""
+    def exchange(
+        self,
+        commands: Sequence[Command],
+        deadline: float,
+        again: Callable[[Command, int], Command] | None = None,
+    ) -> list[Reply]:
+        """Replies of the commands, in order; `deadline` is on the link's monotonic clock.
+
+        `again(command, n)` is what is sent in place of `command` after n - 1 sendings that may have been executed, their replies lost;
+        without it, the same.
+        """
 
     def close(self) -> None:
         """Closes the connections; the link can be used again and then opens new ones."""
@@ -144,7 +153,12 @@ class RedisLink:
                 self._client = _client(self._options)
             return self._client
 
-    def exchange(self, commands: Sequence[Command], deadline: float) -> list[Reply]:
+    def exchange(
+        self,
+        commands: Sequence[Command],
+        deadline: float,
+        again: Callable[[Command, int], Command] | None = None,
+    ) -> list[Reply]:
         """One round trip; more while Redis cannot take some of the commands, which alone are sent again.
 
         The first attempt is made even where the deadline has passed.
@@ -153,19 +167,25 @@ class RedisLink:
         pending = list(range(len(commands)))
         pause = FIRST_PAUSE_S
         scripts_loaded = False
+        sending = [1] * len(commands)
         while pending:
+            due = [commands[i] if again is None or sending[i] == 1 else again(commands[i], sending[i]) for i in pending]
             failure: StoreUnavailable | None = None
             unanswered: list[int] = []
             try:
-                answers = self._round_trip([commands[i] for i in pending])
+                answers = self._round_trip(due)
             except _ERRORS as error:
                 failure = _translate(error)
                 unanswered = pending
+                for i in pending:
+                    sending[i] += 1
             else:
                 for i, answer in zip(pending, answers, strict=True):
                     if isinstance(answer, Exception):
                         failure = _translate(answer)
                         unanswered.append(i)
+                        # An error reply says that nothing was done; a Cluster's pipeline reports lost connections here, too.
+                        sending[i] += not isinstance(answer, redis.ResponseError)
                     else:
                         replies[i] = answer
             pending = unanswered

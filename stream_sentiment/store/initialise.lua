@@ -4,16 +4,16 @@
 --
 -- ARGV[1]  token of the caller
 -- ARGV[2]  the offset to start from
--- ARGV[3]  '1': replace a stored watermark (the topic was created anew, or retention has passed it)
+-- ARGV[3]  the stored watermark that may be replaced (the topic was created anew), or '': none. Compared, so that a late copy of
+--          this call cannot move a watermark that has advanced since.
 --
 -- Returns {'FENCED', stored token or ''} or {'OK', stored watermark}.
 local token = redis.call('HGET', KEYS[1], 'token') or ''
 if token ~= ARGV[1] then
   return {'FENCED', token}
 end
-if ARGV[3] == '1' then
+local stored = redis.call('HGET', KEYS[1], 'wm')
+if not stored or stored == ARGV[3] then
   redis.call('HSET', KEYS[1], 'wm', ARGV[2])
-else
-  redis.call('HSETNX', KEYS[1], 'wm', ARGV[2])
 end
 return {'OK', redis.call('HGET', KEYS[1], 'wm')}

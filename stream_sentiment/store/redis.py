@@ -176,6 +176,7 @@ class StateStore:
     ) -> list[Acquired]:
         """Step 1: takes each partition under its token (a new UUID per assignment, from the caller).
 
+        The token that counts is the result's: where the call had to be sent again it is another one (see acquire.lua).
         `partition_counts` (topic to number of partitions now) is recorded at the first acquisition, and again where
         `accept_partition_counts` says that a change is wanted. A deadline is a time of the clock's `monotonic`.
         """
@@ -190,14 +191,15 @@ class StateStore:
                 for tp, token in assignments
             ],
             deadline,
+            _with_another_token,
         )
         acquired = []
-        for (tp, token), (watermark, partitions, previous, flat, settled) in zip(assignments, replies, strict=True):
+        for (tp, _), (watermark, partitions, previous, flat, settled, token) in zip(assignments, replies, strict=True):
             entries = {name.decode(): record for name, record in zip(flat[::2], flat[1::2], strict=True)}
             acquired.append(
                 Acquired(
                     tp,
-                    token,
+                    token.decode(),
                     _number(watermark),
                     {name: entries[name] for name in sorted(entries, key=outbox_order)},
                     _number(partitions),
@@ -208,14 +210,21 @@ class StateStore:
         return acquired
 
     def initialise(
-        self, tp: TopicPartition, token: str, start: int, *, overwrite: bool = False, deadline: float | None = None
+        self,
+        tp: TopicPartition,
+        token: str,
+        start: int,
+        *,
+        replaces: int | None = None,
+        deadline: float | None = None,
     ) -> int:
         """First start: sets the watermark to the offset to read from, unless one is stored; returns the stored one.
 
-        `overwrite` moves a stored one, where a policy says so (topic created anew, state store wiped). Raises Fenced.
+        `replaces` is a stored one that may be moved, where a policy says so (the topic was created anew). Raises Fenced.
         """
         [reply] = self._run(
-            [self._script(INITIALISE, (self._keys.meta(tp),), (token, start, int(overwrite)))], deadline
+            [self._script(INITIALISE, (self._keys.meta(tp),), (token, start, "" if replaces is None else replaces))],
+            deadline,
         )
         if reply[0] == b"FENCED":
             raise Fenced(reply[1].decode())
@@ -324,10 +333,15 @@ class StateStore:
         """Closes the connections."""
         self.link.close()
 
-    def _run(self, commands: Sequence[Command], deadline: float | None) -> list[Any]:
+    def _run(
+        self,
+        commands: Sequence[Command],
+        deadline: float | None,
+        again: Callable[[Command, int], Command] | None = None,
+    ) -> list[Any]:
         if not commands:
             return []
-        return self.link.exchange(commands, self._deadline(deadline))
+        return self.link.exchange(commands, self._deadline(deadline), again)
 
     def _deadline(self, deadline: float | None) -> float:
         return self._clock.monotonic() + CALL_BUDGET_S if deadline is None else deadline
@@ -335,6 +349,13 @@ class StateStore:
     @staticmethod
     def _script(script: Script, keys: Sequence[str], arguments: Sequence[str | bytes | int]) -> Command:
         return ("EVALSHA", script.sha, len(keys), *keys, *arguments)
+
+
+def _with_another_token(command: Command, sending: int) -> Command:
+    """An ACQUIRE as it is sent the n-th time: a token of its own, recognisably the same owner's."""
+    first_argument = 3 + int(command[2])
+    token = f"{command[first_argument]!s}/{sending}"
+    return (*command[:first_argument], token, *command[first_argument + 1 :])
 
 
 def _apply_result(reply: list[Any]) -> ApplyResult:

@@ -86,11 +86,14 @@ def eraser(world: World, number: int) -> Steps[None]:
 class Worker:
     """One process. `run` ends when every partition it believes to own is at its end and its outbox is empty."""
 
-    def __init__(self, world: World, name: str, assigned: list[TopicPartition], publishing: Publishing) -> None:
+    def __init__(
+        self, world: World, name: str, assigned: list[TopicPartition], publishing: Publishing, keeps_token: bool
+    ) -> None:
         self.world = world
         self.name = name
         self.assigned = assigned
         self.publishing = publishing
+        self.keeps_token = keeps_token
         self.rng = random.Random(world.rng.random())
         self.store = world.store()
         self.partitions: dict[TopicPartition, Partition] = {}
@@ -132,8 +135,10 @@ class Worker:
 
     def acquire(self, tps: list[TopicPartition]) -> Steps[None]:
         """Step 1, with a new token per partition, and step 5 for what the last owner left."""
-        tokens = [(tp, str(UUID(int=self.rng.getrandbits(128)))) for tp in tps]
-        acquired = yield from self.attempt(lambda: self.store.acquire(tokens, self.name))
+        same = [(tp, self.new_token()) for tp in tps]
+        acquired = yield from self.attempt(
+            lambda: self.store.acquire(same if self.keeps_token else [(tp, self.new_token()) for tp in tps], self.name)
+        )
         for found in acquired:
             self.partitions.pop(found.tp, None)
             watermark = found.watermark
@@ -150,6 +155,9 @@ class Worker:
             if self.publishing is not Publishing.IDEMPOTENT:
                 yield from self.open_producer(partition, int(found.settled or 0))
             yield from self.publish(partition, {name: Output.decode(raw) for name, raw in found.outbox.items()})
+
+    def new_token(self) -> str:
+        return str(UUID(int=self.rng.getrandbits(128)))
 
     def acquire_again(self, tp: TopicPartition) -> Steps[None]:
         """Step 8: unless the next poll says that the partition is no longer ours."""

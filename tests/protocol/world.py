@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from stream_sentiment.store.connection import Command, Link
 from stream_sentiment.store.errors import StoreFault, StoreUnavailable
@@ -23,6 +23,7 @@ LATE_CALL = 0.03
 """A call that Redis executes long after its sender gave up: it lay in a socket's buffer while Redis hung."""
 
 MOST_LOST_WRITES = 8
+Again: TypeAlias = Callable[[Command, int], Command] | None
 GROUP = "fuzz"
 
 
@@ -46,9 +47,9 @@ class ScriptedRedis:
             command = ("EVALSHA", self._shas[str(command[1])], *command[2:])
         return self.client.execute_command(*command)
 
-    def exchange(self, commands: Sequence[Command], deadline: float) -> list[Any]:
+    def exchange(self, commands: Sequence[Command], deadline: float, again: Again = None) -> list[Any]:
         """`Link.exchange` without any fault."""
-        del deadline
+        del deadline, again
         return [self.execute(command) for command in commands]
 
     def close(self) -> None:
@@ -93,9 +94,9 @@ class World:
         """A store of its own for a worker, over this world's Redis."""
         return make_store(self)
 
-    def exchange(self, commands: Sequence[Command], deadline: float) -> list[Any]:
+    def exchange(self, commands: Sequence[Command], deadline: float, again: Again = None) -> list[Any]:
         """`Link.exchange`, once, with faults. The commands of one pipeline are independent: each may be lost alone."""
-        del deadline
+        del deadline, again
         replies = []
         failure = None
         for command in commands:

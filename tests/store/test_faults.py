@@ -107,16 +107,35 @@ def test_a_batch_whose_reply_was_lost_is_applied_once_and_reported_as_already(
 
 def test_every_other_step_survives_a_lost_reply(proxied: tuple[StateStore, TcpProxy]) -> None:
     store, proxy = proxied
+    store.acquire([(TP, "T0")], "w")
     proxy.swallow_reply()
-    assert store.acquire([(TP, "T1")], "w", deadline=soon(5))[0].watermark is None
+    [acquired] = store.acquire([(TP, "T1")], "w", deadline=soon(5))
+    token = acquired.token
+    assert token == "T1/2"
     proxy.swallow_reply()
-    assert store.initialise(TP, "T1", 7, deadline=soon(5)) == 7
-    store.apply([one(7, 8)])
+    assert store.initialise(TP, token, 7, deadline=soon(5)) == 7
+    store.apply([one(7, 8, token)])
     proxy.swallow_reply()
-    assert store.load([LoadRequest(TP, "T1", 8, [ANN])], deadline=soon(5))[0].states == [b"state"]
+    assert store.load([LoadRequest(TP, token, 8, [ANN])], deadline=soon(5))[0].states == [b"state"]
     proxy.swallow_reply()
-    assert store.forget(TP, "T1", ["7:0"], deadline=soon(5)) == 0
+    assert store.forget(TP, token, ["7:0"], deadline=soon(5)) == 0
     assert store.acquire([(TP, "T2")], "w")[0].outbox == {}
+
+
+def test_an_acquire_that_redis_executes_late_gives_the_partition_to_nobody(
+    server: RedisServer, store: StateStore
+) -> None:
+    # Given an owner whose first ACQUIRE lies in a socket's buffer while Redis hangs
+    server.pause()
+    with pytest.raises(StoreUnavailable):
+        store.acquire([(TP, "T1")], "w", deadline=soon(0.1))
+    server.resume()
+    # When it acquires again, and the first copy is executed at some time
+    [acquired] = store.acquire([(TP, "T2")], "w", deadline=soon(5))
+    late = store.acquire([(TP, "T1")], "late copy")[0]
+    # Then the owner is fenced and acquires once more: no token that an owner uses comes back by itself
+    assert late.previous_token == acquired.token
+    assert store.apply([one(0, 5, acquired.token)])[0].outcome is ApplyOutcome.FENCED
 
 
 def test_a_cut_network_raises_after_the_deadline_and_the_same_call_works_afterwards(

@@ -74,7 +74,8 @@ def test_a_changed_partition_count_is_seen_until_an_operator_accepts_it(store: S
 def test_the_first_start_is_set_once(store: StateStore) -> None:
     started(store, start=7000)
     assert store.initialise(TP, "T1", 12) == 7000
-    assert store.initialise(TP, "T1", 12, overwrite=True) == 12
+    assert store.initialise(TP, "T1", 12, replaces=6999) == 7000
+    assert store.initialise(TP, "T1", 12, replaces=7000) == 12
 
 
 def test_the_first_start_is_fenced(store: StateStore) -> None:

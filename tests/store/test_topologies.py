@@ -132,14 +132,14 @@ def test_a_sentinel_failover_is_waited_out(tmp_path: Path) -> None:
         )
         tp = TopicPartition("t", 0)
         patience = time.monotonic() + 30
-        store.acquire([(tp, "T1")], "w", deadline=patience)
-        store.initialise(tp, "T1", 0, deadline=patience)
-        assert store.apply([PartitionBatch(tp, "T1", 0, 5, {ANN: b"v5"}, {})], deadline=patience)[0].watermark == 5
+        token = store.acquire([(tp, "T1")], "w", deadline=patience)[0].token
+        store.initialise(tp, token, 0, deadline=patience)
+        assert store.apply([PartitionBatch(tp, token, 0, 5, {ANN: b"v5"}, {})], deadline=patience)[0].watermark == 5
         with replica.client() as client:
             wait_until(lambda: client.hget("ss:{g:t:0}:meta", "wm") == b"5")
 
         master.kill()
-        [result] = store.apply([PartitionBatch(tp, "T1", 5, 9, {ANN: b"v9"}, {})], deadline=patience)
+        [result] = store.apply([PartitionBatch(tp, token, 5, 9, {ANN: b"v9"}, {})], deadline=patience)
 
         assert (result.outcome, result.watermark) == (ApplyOutcome.OK, 9)
         with replica.client() as client:
