@@ -100,6 +100,9 @@ FORBIDDEN_KAFKA_SETTINGS = {
     "isolation.level": "input is always read committed",
     "bootstrap.servers": "set kafka.bootstrap_servers",
     "transactional.id": "it is derived from group, topic and partition",
+    "enable.ssl.certificate.verification": "certificates are always verified; name your authority in kafka.ssl_ca_location",
+    "ssl.endpoint.identification.algorithm": "the host name is always verified",
+    "debug": "it writes credentials and records to the log",
 }
 
 
