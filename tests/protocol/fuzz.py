@@ -50,8 +50,6 @@ class Variant:
     publishing: Publishing = Publishing.IDEMPOTENT
     noisy: bool = False
     erasures: bool = False
-    keeps_token: bool = False
-    """Sends an unanswered ACQUIRE again under the same token: the control of `_with_another_token` in store/redis.py."""
 
 
 @dataclass
@@ -122,7 +120,6 @@ NO_TOKEN_NO_WATERMARK = Variant(
     "control: neither token nor watermark", without("apply.lua", TOKEN_GUARD, ALREADY_GUARD, GAP_GUARD)
 )
 NO_OUTBOX = Variant("control: no outbox", without("apply.lua", OUTBOX_WRITE))
-SAME_TOKEN = Variant("control: ACQUIRE sent again under the same token", erasures=True, keeps_token=True)
 NO_TOKEN = Variant("control: no token, erasures", without("apply.lua load.lua", TOKEN_GUARD), erasures=True)
 """Without erasures the watermark alone is nearly enough: see test_guards.py for what the token prevents."""
 
@@ -138,7 +135,7 @@ def run_schedule(redis: Any, seed: int, variant: Variant, *, failovers: bool, fa
     names = (f"worker-{number}" for number in range(1_000_000))
 
     def new_worker(assigned: list[TopicPartition]) -> Steps[None]:
-        return Worker(world, next(names), assigned, variant.publishing, variant.keeps_token).run()
+        return Worker(world, next(names), assigned, variant.publishing).run()
 
     alive = [new_worker(tps)]
     for _ in range(rng.randint(60, 400) if faults else 0):
@@ -300,7 +297,6 @@ def main() -> int:
             (NO_WATERMARK, options.controls, True),
             (NO_OUTBOX, options.controls, True),
             (NO_TOKEN, options.controls, True),
-            (SAME_TOKEN, options.controls * 5, True),
             (ERASURE_WITHOUT_FENCE, options.controls, True),
             (UNFENCED, options.controls, True),
             (UNPROBED, options.controls, True),

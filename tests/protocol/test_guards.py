@@ -12,6 +12,7 @@ import pytest
 
 from stream_sentiment.store import ApplyOutcome, Erasure, LoadRequest, PartitionBatch, StateStore, TopicPartition
 from stream_sentiment.store.errors import Fenced
+from stream_sentiment.store.redis import _with_another_token
 from tests.protocol.fuzz import ALREADY_GUARD, GAP_GUARD, TOKEN_GUARD, without
 from tests.protocol.world import ScriptedRedis, make_store
 
@@ -215,6 +216,22 @@ GUARDS: list[tuple[Callable[[StateStore], bool], Callable[[str, str], str]]] = [
 
 def store_with(mutate: Callable[[str, str], str]) -> StateStore:
     return make_store(ScriptedRedis(fakeredis.FakeRedis(), mutate))
+
+
+@pytest.mark.parametrize("sent_again_as", ["same token", "another token"])
+def test_a_late_copy_of_an_acquire_is_harmless_because_it_carries_a_token_that_nobody_uses(sent_again_as: str) -> None:
+    # Given an owner whose ACQUIRE was sent twice, the first copy still on its way
+    store = store_with(lambda name, source: source)
+    first = "token"
+    second = "token" if sent_again_as == "same token" else str(_with_another_token(("", "", 0, first), 2)[3])
+    owned(store, second)
+    store.apply([one(second, 0, 1, b"v1")])
+    # When a person erases a conversation, and the first copy is executed afterwards
+    store.erase([Erasure(store.find(TP.topic, ANN)[0])], "eraser")
+    store.acquire([(TP, first)], "late copy")
+    # Then the owner's cache can bring the state back only where both copies carried one token
+    store.apply([one(second, 1, 2, b"v1 and v2")])
+    assert (state(store) is None) == (sent_again_as == "another token")
 
 
 @pytest.mark.parametrize("harm", list(dict.fromkeys(harm for harm, _ in GUARDS)), ids=lambda harm: harm.__name__)

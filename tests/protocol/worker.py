@@ -86,14 +86,11 @@ def eraser(world: World, number: int) -> Steps[None]:
 class Worker:
     """One process. `run` ends when every partition it believes to own is at its end and its outbox is empty."""
 
-    def __init__(
-        self, world: World, name: str, assigned: list[TopicPartition], publishing: Publishing, keeps_token: bool
-    ) -> None:
+    def __init__(self, world: World, name: str, assigned: list[TopicPartition], publishing: Publishing) -> None:
         self.world = world
         self.name = name
         self.assigned = assigned
         self.publishing = publishing
-        self.keeps_token = keeps_token
         self.rng = random.Random(world.rng.random())
         self.store = world.store()
         self.partitions: dict[TopicPartition, Partition] = {}
@@ -135,9 +132,9 @@ class Worker:
 
     def acquire(self, tps: list[TopicPartition]) -> Steps[None]:
         """Step 1, with a new token per partition, and step 5 for what the last owner left."""
-        same = [(tp, self.new_token()) for tp in tps]
+        # As the link does: what is sent again carries another token.
         acquired = yield from self.attempt(
-            lambda: self.store.acquire(same if self.keeps_token else [(tp, self.new_token()) for tp in tps], self.name)
+            lambda: self.store.acquire([(tp, self.new_token()) for tp in tps], self.name)
         )
         for found in acquired:
             self.partitions.pop(found.tp, None)
