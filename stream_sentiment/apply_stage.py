@@ -38,6 +38,8 @@ CACHED_STATES = 5_000
 BACKOFF_FIRST_SECONDS, BACKOFF_LAST_SECONDS = 0.05, 2.0
 #: Above this many unacknowledged outbox entries the stage waits for Kafka before it makes more.
 OUTBOX_HIGH_WATER = 10_000
+#: A partition without an APPLY for so long is asked for: a Redis that lost writes would not be noticed before the next event.
+QUIET_SECONDS = 2.0
 #: Waits for a window; between two the outbox is served.
 IDLE_SECONDS = 0.05
 
@@ -91,6 +93,8 @@ class ApplyStage:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._abort = threading.Event()
         self._next_report = 0.0
+        #: Live epochs, each with the monotonic time at which Redis last agreed to its token and watermark.
+        self._agreed: dict[Epoch, float] = {}
         self._cache_seconds = options_ttl_ms / 2000
         #: Records whose fold raised, with what it raised: put aside when they come again.
         self._unfoldable: dict[tuple[TopicPartition, int], str] = {}
@@ -105,7 +109,12 @@ class ApplyStage:
 
     def acquired(self, epoch: Epoch, outbox: Mapping[str, bytes]) -> None:
         """A partition has come: its outbox is adopted before any of its records arrive."""
-        self._commands.put(lambda: self._outbox.adopt(epoch, outbox))
+
+        def adopt() -> None:
+            self._agreed[epoch] = time.monotonic()
+            self._outbox.adopt(epoch, outbox)
+
+        self._commands.put(adopt)
 
     def released(self, epochs: Sequence[Epoch], deadline: float) -> None:
         """Partitions go: publish what is pending until the monotonic `deadline`; once it has passed, let them go.
@@ -181,6 +190,7 @@ class ApplyStage:
             self._next_report = now + 1.0
             self._outbox.report()
             self._metrics.producer_queue_events.set(self._bulk.queued)
+            self._look_for_lost_writes(now)
 
     def _apply_window(self, window: Window) -> None:
         switch = self._time.switch
@@ -363,6 +373,28 @@ class ApplyStage:
             by_age = sorted(epoch.states, key=lambda key: epoch.states[key][1])
             for key in by_age[: len(by_age) - CACHED_STATES * 3 // 4]:
                 del epoch.states[key]
+
+    def _look_for_lost_writes(self, now: float) -> None:
+        """Ask Redis about partitions that have nothing to apply. After a failover or a restart that lost writes their watermark lies
+        behind, and the events since then must be read again although no new one comes.
+        """
+        self._agreed = {epoch: since for epoch, since in self._agreed.items() if epoch.alive}
+        quiet = [
+            epoch for epoch, since in self._agreed.items() if now - max(since, epoch.last_progress) >= QUIET_SECONDS
+        ]
+        if not quiet:
+            return
+        try:
+            results = self._store.load(
+                [LoadRequest(epoch.partition, epoch.token, epoch.watermark, []) for epoch in quiet]
+            )
+        except StoreUnavailable:
+            return  # asked again a second later
+        for epoch, result in zip(quiet, results, strict=True):
+            if result.outcome is ApplyOutcome.OK:
+                self._agreed[epoch] = now
+            else:
+                self._disagreed(epoch, result.outcome)
 
     def _disagreed(self, epoch: Epoch, outcome: ApplyOutcome) -> None:
         """Redis knows another owner or another watermark than we do."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -56,7 +57,7 @@ INTERVAL_S = 3.0
 #: Records come in bursts, so that a fault that follows progress finds the rest of a burst in flight.
 BURST_S = 0.25
 #: No progress for so long, with no fault under way, is a stuck partition.
-STUCK_SECONDS = 90.0
+STUCK_SECONDS = 60.0
 #: A worker that Kafka or Redis cannot be reached from at its start says 69; its supervisor starts it again, and so do we.
 UNAVAILABLE = 69
 
@@ -268,10 +269,10 @@ class CrashRun:
             if self._applied != best:
                 best, since = self._applied, time.monotonic()
             if time.monotonic() - since > STUCK_SECONDS:
-                logs = "\n".join([self._unpublished(), *self.report.problems, ""])
-                logs += "\n".join(f"--- {w.name}\n{w.process.log_tail(8)}" for w in self.workers)
+                self._dump_stacks()
                 raise StreamSentimentError(
-                    f"no progress for {STUCK_SECONDS:g} s at {self._applied} of {self._produced}, waiting for {what}:\n{logs}"
+                    f"no progress for {STUCK_SECONDS:g} s at {self._applied} of {self._produced}, waiting for {what}\n"
+                    + "\n".join([self._behind(), *self.report.problems])
                 )
             for index, worker in enumerate(self.workers):
                 if not worker.running:
@@ -294,12 +295,25 @@ class CrashRun:
         except redis.RedisError:
             return
 
-    def _unpublished(self) -> str:
-        """Outbox entries that wait, by partition."""
+    def _dump_stacks(self) -> None:
+        """Every thread of every worker into its log (PYTHONFAULTHANDLER), to see what a stuck one waits for."""
+        for worker in self.workers:
+            worker.process.send(signal.SIGABRT)
+            worker.process.wait(10)
+
+    def _behind(self) -> str:
+        """What is not applied and what is not published, by partition."""
+        consumer = Consumer(quiet({"bootstrap.servers": self.kafka.bootstrap_servers, "group.id": "looking-on"}))
+        lines = []
         with self.redis.client() as client:
-            waiting = {place: client.hkeys(self.keys.outbox(place)) for place in self.places}
-        told = [f"{place.topic}[{place.partition}]: {fields}" for place, fields in waiting.items() if fields]
-        return f"{self._acknowledged} acknowledged, {self._refused} refused; outbox: {'; '.join(told) or 'empty'}\n"
+            for place in self.places:
+                end = consumer.get_watermark_offsets(TopicPartition(*place), timeout=10)[1]
+                watermark = int(client.hget(self.keys.meta(place), "wm") or 0)
+                outbox = [field.decode() for field in client.hkeys(self.keys.outbox(place))]
+                if watermark != end or outbox:
+                    lines.append(f"{place.topic}[{place.partition}]: applied {watermark} of {end}; outbox {outbox}")
+        consumer.close()
+        return "\n".join([*lines, f"{self._acknowledged} acknowledged, {self._refused} refused"])
 
     def _finished(self) -> bool:
         if self._acknowledged + self._refused < self.plan.events or self._applied < self._acknowledged:
@@ -384,7 +398,7 @@ class CrashRun:
 
     def _log_counts(self) -> dict[str, int]:
         logs = [worker.log_text() for worker in [*self.workers, *self.killed]]
-        names = ("partitions_lost", "fenced", "gap", "already_applied", "state_regression")
+        names = ("partitions_lost", "fenced", "gap", "already_applied", "state_regression", "offsets_not_delivered")
         return {f"log: {name}": sum(text.count(f'"{name}"') for text in logs) for name in names}
 
     def _tell(self, what: str) -> None:
