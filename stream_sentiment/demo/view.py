@@ -6,12 +6,13 @@ words, bars and signs say, so that the screen reads the same without it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from rich.align import Align
-from rich.cells import cell_len, chop_cells
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.layout import Layout
 from rich.panel import Panel
@@ -25,6 +26,9 @@ _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 
 #: Score at and beyond which a point counts as coloured; the neutral band between is grey.
 _NEUTRAL_BAND: Final = 0.2
+
+#: What a line of Chinese is broken into: a word or number in Latin letters stays whole, and so does a mark after a character.
+_UNBROKEN: Final = re.compile(r"[!-'*-~]+|.[，。、；：！？）)]*")
 
 #: A row that changed within this many seconds carries a mark.
 _FRESH_S: Final = 0.8
@@ -148,7 +152,8 @@ def status_of(row: Row) -> Text:
     if row.resolution == "recovered":
         return Text("✔ recovered", style="green")
     if row.ended:
-        return Text("ended", style="bright_black")
+        # The sign stays: it went wrong once, and nobody mended it before the end.
+        return Text("ended ▲" if row.escalated else "ended", style="bright_black")
     if row.escalated:
         return Text("resolved", style="green")
     return Text("with bot" if row.phase == "with_bot" else "calm", style="bright_black")
@@ -174,8 +179,8 @@ class Screen:
             Layout(self._footer(floor, frame, width), name="footer", size=6),
         )
         root["body"].split_row(
-            Layout(name="floor", ratio=7 if wide else 16),
-            Layout(name="alarms", ratio=3 if wide else 9),
+            Layout(name="floor", ratio=29 if wide else 16),
+            Layout(name="alarms", ratio=11 if wide else 9),
         )
         # borders and heading of the left panel: four lines
         body_lines = height - 7
@@ -198,12 +203,12 @@ class Screen:
         table.add_column("", width=1)
         table.add_column("", width=2)
         table.add_column("conversation", ratio=3 if wide else 1, no_wrap=True, overflow="ellipsis")
-        table.add_column("emotion", width=14 if wide else 8, no_wrap=True)
+        table.add_column("emotion", width=12 if wide else 8, no_wrap=True)
         table.add_column("now", width=14 if wide else 9, no_wrap=True, overflow="ellipsis")
         table.add_column("rolling" if wide else "score", width=15 if wide else 5, no_wrap=True, justify="right")
         table.add_column("status", width=11, no_wrap=True)
         if wide and frame.show_text:
-            table.add_column("last words of the customer", ratio=4, no_wrap=True, overflow="ellipsis")
+            table.add_column("last words", ratio=3, no_wrap=True, overflow="ellipsis")
         for row in self._seats.arrange(list(floor.rows.values()), max(lines, 1)):
             table.add_row(*self._cells(row, frame, wide))
         shown = sum(not row.ended for row in floor.rows.values())
@@ -229,7 +234,7 @@ class Screen:
             Text("›" if fresh else " ", style="bold"),
             Text(row.language[:2], style="bright_black"),
             name,
-            emotion_line(row.points, 14 if wide else 8),
+            emotion_line(row.points, 12 if wide else 8),
             Text(
                 emotion if wide else _SHORT.get(emotion, emotion),
                 style="bright_black" if quiet else _EMOTION_STYLE.get(emotion, ""),
@@ -243,7 +248,7 @@ class Screen:
 
     def _alarms(self, floor: Floor, lines: int, wide: bool) -> RenderableType:
         entries: list[RenderableType] = []
-        reason_lines = 2 if wide else 3
+        reason_lines = 3
         for alarm in list(reversed(floor.alarms))[: max(lines // 3 + 1, 1)]:
             entries.append(alarm_heading(alarm, with_rule=wide))
             entries.append(Text("  " + alarm.title, no_wrap=True, overflow="ellipsis"))
@@ -340,11 +345,16 @@ class _Sized:
 
 
 def _wrapped(text: Text, console: Console, width: int) -> list[Text]:
-    """Lines of at most `width` cells. Between Chinese characters there are no spaces to break at: any place will do."""
+    """Lines of at most `width` cells. Between Chinese characters there are no spaces to break at: any place will do there."""
     wide = sum(cell_len(character) == 2 for character in text.plain)
     if 4 * wide < len(text.plain):
         return list(text.wrap(console, width))
-    return [Text(part, style=text.style) for part in chop_cells(text.plain, width)]
+    lines = [""]
+    for piece in _UNBROKEN.findall(text.plain):
+        if cell_len(lines[-1]) + cell_len(piece) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += piece
+    return [Text(line, style=text.style) for line in lines]
 
 
 class _Clipped:
