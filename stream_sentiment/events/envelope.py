@@ -31,6 +31,7 @@ def _second(seconds: int) -> str:
     return (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
 
 
+@lru_cache(maxsize=8192)
 def rfc3339(milliseconds: int) -> str:
     """Milliseconds since the epoch as `2026-11-22T06:28:21.000Z`."""
     seconds, rest = divmod(milliseconds, 1000)
