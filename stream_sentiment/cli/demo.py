@@ -71,7 +71,7 @@ def demo(
     for note in log.notes:
         typer.echo(note, err=True)
     records = schedule(log, int(time.time() * 1000), repeat=repeat)
-    floor = Floor({(c.tenant_id, c.conversation_id): c.title for c in log.conversations})
+    floor = Floor(log.conversations)
     console = _console()
     # The worker's own lines would tear the screen; what goes wrong is still told.
     configure_logging("error", "console")
@@ -86,7 +86,7 @@ def demo(
     )
     with drawer or nullcontext():
         interrupted = _run_until_interrupted(run)
-    figures = summary(floor, redis=run.redis, seconds=run.now())
+    figures = summary(floor, redis=run.redis, seconds=run.now(), speed=None if fast else speed)
     if as_json:
         typer.echo(orjson.dumps(figures).decode())
     else:

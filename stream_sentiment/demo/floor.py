@@ -7,9 +7,11 @@ are seconds since the demo began, given by the caller. One thread calls it.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from stream_sentiment.demo.chatlog import Conversation
 
 #: Scored messages kept per conversation, enough for the widest emotion line.
 _POINTS_KEPT: Final = 64
@@ -73,9 +75,11 @@ class Alarm:
 class Floor:
     """Everything that is known; see the module."""
 
-    def __init__(self, titles: Mapping[tuple[str, str], str] | None = None) -> None:
-        """`titles`: (tenant_id, conversation_id) -> what to call it; the id itself where there is none."""
-        self._titles = dict(titles or {})
+    def __init__(self, conversations: Iterable[Conversation] = ()) -> None:
+        """`conversations`: where the titles come from; one that is not among them is called by its id."""
+        known = list(conversations)
+        self._titles = {(c.tenant_id, c.conversation_id): c.title for c in known}
+        self._expectations = {(c.tenant_id, c.conversation_id): c.expect for c in known if c.expect}
         self._sent_at: dict[tuple[str, str, str], float] = {}
         self._seen_escalations: set[tuple[str, int]] = set()
         self._seen_dead_letters: set[str] = set()
@@ -233,6 +237,17 @@ class Floor:
         """The alarms after the first `count`, oldest first; at most the 200 newest."""
         fresh = min(self.alarm_count - count, len(self.alarms))
         return list(self.alarms)[len(self.alarms) - fresh :]
+
+    def by_expectation(self) -> dict[str, dict[str, int]]:
+        """Of the conversations whose authors said how they go (calm, recovers, escalates): how many were played, and escalated."""
+        counts: dict[str, dict[str, int]] = {}
+        for key, row in self.rows.items():
+            expect = self._expectations.get(key)
+            if expect is not None:
+                count = counts.setdefault(expect, {"conversations": 0, "escalated": 0})
+                count["conversations"] += 1
+                count["escalated"] += row.escalated
+        return dict(sorted(counts.items()))
 
     @property
     def open_escalations(self) -> int:

@@ -45,7 +45,7 @@ def portable(svg: str) -> str:
 def take(path: Path, width: int, height: int, share: float, speed: float) -> None:
     """Run the demo and write the screen at the moment when `share` of the records was sent."""
     log = bundled()
-    floor = Floor({(c.tenant_id, c.conversation_id): c.title for c in log.conversations})
+    floor = Floor(log.conversations)
     screen = Screen()
     console = Console(
         width=width, height=height, record=True, force_terminal=True, color_system="truecolor", file=io.StringIO()

@@ -10,12 +10,20 @@ from rich.text import Text
 
 from stream_sentiment.demo.floor import Floor
 
+#: What the authors of a conversation meant it to be, in words.
+_WROTE = {
+    "escalates": "written to turn bad",
+    "recovers": "written to turn bad and recover",
+    "calm": "written to stay calm",
+}
 
-def summary(floor: Floor, *, redis: str, seconds: float) -> dict[str, Any]:
+
+def summary(floor: Floor, *, redis: str, seconds: float, speed: float | None) -> dict[str, Any]:
     """The figures of a run.
 
     `events_per_second` counts from the first record sent to the last result published; `seconds_to_first_escalation` from the start
-    of the command, loading included, null when nothing escalated; latencies from sending a message to publishing its score.
+    of the command, loading included, null when nothing escalated; latencies from sending a message to publishing its score (with
+    --fast, `speed` null, nearly all of it is waiting behind the others). `by_expectation` is there for conversations that come along.
     """
     span_s = (floor.last_output_s or 0.0) - (floor.first_sent_s or 0.0)
     return {
@@ -26,6 +34,7 @@ def summary(floor: Floor, *, redis: str, seconds: float) -> dict[str, Any]:
         "escalations": floor.actions["opened"],
         "escalations_updated": floor.actions["updated"],
         "escalations_resolved": floor.actions["resolved"],
+        "by_expectation": floor.by_expectation(),
         "escalations_by_rule": dict(sorted(floor.rules.items())),
         "dead_letters": sum(floor.dead_letters.values()),
         "dead_letters_by_class": dict(sorted(floor.dead_letters.items())),
@@ -33,6 +42,7 @@ def summary(floor: Floor, *, redis: str, seconds: float) -> dict[str, Any]:
         "latency_ms": {"p50": _round(floor.latency_ms(0.5)), "p95": _round(floor.latency_ms(0.95))},
         "seconds_to_first_escalation": None if floor.first_escalation_s is None else round(floor.first_escalation_s, 2),
         "seconds": round(seconds, 2),
+        "speed": speed,
         "model": floor.model,
         "redis": redis,
         "kafka": "in-process mock",
@@ -58,6 +68,15 @@ def summary_table(figures: dict[str, Any]) -> RenderableType:
     rules = ", ".join(f"{rule} {count}" for rule, count in figures["escalations_by_rule"].items())
     table.add_row("escalations opened", str(figures["escalations"]), rules)
     table.add_row("escalations resolved", str(figures["escalations_resolved"]), "recovered, or the conversation ended")
+    expected = figures["by_expectation"]
+    if expected:
+        table.add_row(
+            "",
+            "",
+            "; ".join(
+                f"{count['escalated']} of {count['conversations']} {_WROTE[name]}" for name, count in expected.items()
+            ),
+        )
     classes = ", ".join(f"{name} {count}" for name, count in figures["dead_letters_by_class"].items())
     table.add_row("dead letters", str(figures["dead_letters"]), classes)
     if figures["events_per_second"] is not None:

@@ -304,13 +304,15 @@ def progress_bar(share: float, width: int, stage: str) -> Text:
 
 
 def alarm_heading(alarm: Alarm, with_rule: bool = True) -> Text:
-    """`00:27 ▲ opened error  sustained-negative`."""
+    """`00:27 ▲ opened error  sustained-negative`, `00:31 ✔ recovered  sustained-negative`."""
     minutes, seconds = divmod(int(alarm.at_s), 60)
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(f"{minutes:02d}:{seconds:02d} ", style="bright_black")
     style = "green" if alarm.action == "resolved" else _SEVERITY_STYLE.get(alarm.severity, "")
-    what = alarm.resolution.replace("_", " ") if alarm.action == "resolved" else alarm.severity
-    text.append(f"{_ACTION_SIGN.get(alarm.action, '?')} {alarm.action} {what}".rstrip(), style=style)
+    what = f"{alarm.action} {alarm.severity}"
+    if alarm.action == "resolved":
+        what = alarm.resolution.replace("_", " ")
+    text.append(f"{_ACTION_SIGN.get(alarm.action, '?')} {what}", style=style)
     if with_rule:
         text.append(f"  {alarm.rule_id}", style="bright_black")
     return text

@@ -71,7 +71,7 @@ def test_what_is_sent_comes_back_scored_escalated_recovered_and_as_a_dead_letter
     assert floor.rows["t", "recovers"].resolution == "recovered"
     assert floor.rows["t", "stays-calm"].rolling > 0  # type: ignore[operator]
     assert floor.dead_letters == {"schema": 1}
-    figures = summary(floor, redis=demo.redis, seconds=demo.now())
+    figures = summary(floor, redis=demo.redis, seconds=demo.now(), speed=None)
     assert (figures["events"], figures["scored"], figures["dead_letters"]) == (17, 16, 1)
     assert figures["model"]["name"] == "words"
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from stream_sentiment.demo.chatlog import Conversation
 from stream_sentiment.demo.floor import Floor
 from stream_sentiment.demo.summary import summary
 
@@ -53,7 +54,7 @@ def escalation(action: str, revision: int, **fields: Any) -> dict[str, Any]:
 
 
 def test_a_scored_message_moves_the_emotion_line_and_the_rolling_score() -> None:
-    floor = Floor({("t", "c"): "The title"})
+    floor = Floor([Conversation("t", "c", "The title", "en", ())])
     floor.record_sent(message(1), 1.0)
     floor.record_scored(scored(1, -0.8), 1.25)
 
@@ -136,7 +137,7 @@ def test_the_rate_is_that_of_the_last_five_seconds() -> None:
 
 
 def test_the_summary_counts_from_first_sent_to_last_result() -> None:
-    floor = Floor()
+    floor = Floor([Conversation("t", "c", "The title", "en", (), "recovers")])
     floor.record_sent(message(1), 2.0)
     floor.record_sent(message(2), 2.5)
     floor.record_sent(None, 3.0)
@@ -145,7 +146,7 @@ def test_the_summary_counts_from_first_sent_to_last_result() -> None:
     floor.record_escalation(escalation("opened", 1), 4.5)
     floor.record_dead_letter("d-1", "decode", 5.0)
 
-    figures = summary(floor, redis="system", seconds=6.0)
+    figures = summary(floor, redis="system", seconds=6.0, speed=8.0)
 
     assert figures == {
         "events": 3,
@@ -155,6 +156,7 @@ def test_the_summary_counts_from_first_sent_to_last_result() -> None:
         "escalations": 1,
         "escalations_updated": 0,
         "escalations_resolved": 0,
+        "by_expectation": {"recovers": {"conversations": 1, "escalated": 1}},
         "escalations_by_rule": {"sustained-negative": 1},
         "dead_letters": 1,
         "dead_letters_by_class": {"decode": 1},
@@ -162,6 +164,7 @@ def test_the_summary_counts_from_first_sent_to_last_result() -> None:
         "latency_ms": {"p50": 1500.0, "p95": 1500.0},
         "seconds_to_first_escalation": 4.5,
         "seconds": 6.0,
+        "speed": 8.0,
         "model": MODEL,
         "redis": "system",
         "kafka": "in-process mock",
@@ -170,7 +173,7 @@ def test_the_summary_counts_from_first_sent_to_last_result() -> None:
 
 
 def test_the_summary_of_nothing_has_no_figures_to_divide_by() -> None:
-    figures = summary(Floor(), redis="system", seconds=1.0)
+    figures = summary(Floor(), redis="system", seconds=1.0, speed=None)
 
     assert figures["events_per_second"] is None
     assert figures["seconds_to_first_escalation"] is None

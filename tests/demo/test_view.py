@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from stream_sentiment.demo.chatlog import Conversation
 from stream_sentiment.demo.floor import Floor, Row
 from stream_sentiment.demo.view import (
     Frame,
@@ -33,8 +34,8 @@ FRAME = Frame(
 
 
 def floor_with(conversations: int) -> Floor:
-    titles = {("t", f"c{i}"): ("退款拖了半个月还没有到账" if i % 2 else "Tent promised three times") for i in range(40)}
-    floor = Floor(titles)
+    titles = ("Tent promised three times", "退款拖了半个月还没有到账")
+    floor = Floor(Conversation("t", f"c{i}", titles[i % 2], "", ()) for i in range(40))
     for number in range(conversations):
         event = {
             "tenant_id": "t",
