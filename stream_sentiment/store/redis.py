@@ -8,7 +8,7 @@ be sent again with the same arguments. Safe to use from several threads.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -278,10 +278,23 @@ class StateStore:
         [reply] = self._run([self._script(FORGET, keys, (token, *fields))], deadline)
         return None if reply[0] == b"FENCED" else int(reply[1])
 
-    def settle(self, tp: TopicPartition, token: str, positions: bytes, *, deadline: float | None = None) -> bool:
-        """With `output.exactly_once`: every entry written before these output positions were taken is forgotten. False: fenced."""
-        [reply] = self._run([self._script(SETTLE, (self._keys.meta(tp),), (token, positions))], deadline)
-        return bool(reply[0] == b"OK")
+    def settle(
+        self,
+        tp: TopicPartition,
+        token: str,
+        watermark: int,
+        positions: bytes,
+        outbox: Collection[str],
+        *,
+        deadline: float | None = None,
+    ) -> ApplyOutcome:
+        """With `output.exactly_once`: no entry that may have a copy below these output positions is left, but those in `outbox`.
+
+        `outbox` names every entry that the caller knows to be there. Anything but OK: acquire again.
+        """
+        keys = (self._keys.meta(tp), self._keys.outbox(tp))
+        [reply] = self._run([self._script(SETTLE, keys, (token, watermark, positions, *outbox))], deadline)
+        return _OUTCOMES[reply[0]]
 
     def find(
         self, topic: str, conversation: str, *, partitions: int | None = None, deadline: float | None = None

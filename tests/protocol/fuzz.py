@@ -115,6 +115,7 @@ SHIPPED_NOISY = Variant("shipped, model not bit-stable", noisy=True)
 EXACTLY_ONCE = Variant("shipped, output.exactly_once", publishing=Publishing.TRANSACTIONAL)
 UNFENCED = Variant("control: exactly_once without the producer's fence", publishing=Publishing.UNFENCED)
 UNPROBED = Variant("control: exactly_once without the search", publishing=Publishing.UNPROBED)
+BARRIERLESS = Variant("control: exactly_once, settled before the redo", publishing=Publishing.BARRIERLESS)
 HASTY = Variant("control: exactly_once, settled too early", publishing=Publishing.HASTY)
 NO_TOKEN_NO_WATERMARK = Variant(
     "control: neither token nor watermark", without("apply.lua", TOKEN_GUARD, ALREADY_GUARD, GAP_GUARD)
@@ -300,6 +301,7 @@ def main() -> int:
             (ERASURE_WITHOUT_FENCE, options.controls, True),
             (UNFENCED, options.controls, True),
             (UNPROBED, options.controls, True),
+            (BARRIERLESS, options.controls * 5, True),
             (HASTY, options.controls, True),
         ):
             tables = []

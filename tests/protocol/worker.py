@@ -39,6 +39,7 @@ class Publishing(StrEnum):
     """`output.exactly_once`: one fenced producer per partition; what the topic holds already is not published again."""
     UNFENCED = "control: transactional without the fence"
     UNPROBED = "control: transactional without the search"
+    BARRIERLESS = "control: settled before lost events are redone"
     HASTY = "control: settled before the entries are forgotten"
 
 
@@ -55,6 +56,8 @@ class Partition:
     present: frozenset[str] = frozenset()
     unsettled: set[str] = field(default_factory=set)
     mark: tuple[int, set[str]] | None = None
+    barrier: int = 0
+    """End of the input when the producer was opened: what was read before lies below, in this timeline or in a lost one."""
 
 
 def eraser(world: World, number: int) -> Steps[None]:
@@ -171,6 +174,8 @@ class Worker:
             window = ahead[: self.rng.randint(1, 4)]
             if not window:
                 continue
+            end = window[-1].offset + 1
+            self.world.read_up_to[partition.tp] = max(end, self.world.read_up_to.get(partition.tp, 0))
             names = sorted({record.conversation for record in window if record.conversation} - partition.cache.keys())
             if names:
                 request = LoadRequest(partition.tp, partition.token, partition.watermark, names)
@@ -190,11 +195,7 @@ class Worker:
                     states[record.conversation] = state.encode()
                 yield
             encoded = {name: output.encode() for name, output in outputs.items()}
-            batches.append(
-                PartitionBatch(
-                    partition.tp, partition.token, partition.watermark, window[-1].offset + 1, states, encoded
-                )
-            )
+            batches.append(PartitionBatch(partition.tp, partition.token, partition.watermark, end, states, encoded))
             all_outputs.append(outputs)
         return batches, all_outputs
 
@@ -233,18 +234,30 @@ class Worker:
         yield
         end = len(self.world.topic)
         yield
+        partition.barrier = self.world.read_up_to.get(partition.tp, 0)
         if self.publishing is not Publishing.UNPROBED:
             partition.present = frozenset(output.id for output in self.world.topic[settled:end])
 
     def settle(self, partition: Partition) -> Steps[None]:
-        """Move the start of later searches up: first take a position, then wait until all entries of that time are forgotten."""
+        """Move the start of later searches up: first take a position, then wait until all entries of that time are forgotten.
+
+        Not before the input up to the barrier is applied: a lost timeline's copies of events that are still to be redone lie below.
+        """
+        if partition.watermark < partition.barrier and self.publishing is not Publishing.BARRIERLESS:
+            return
         if partition.mark is None:
             partition.mark = (len(self.world.topic), set(partition.unsettled))
             return
         position, waiting = partition.mark
         if self.publishing is Publishing.HASTY or not waiting & partition.unsettled:
             partition.mark = None
-            yield from self.attempt(lambda: self.store.settle(partition.tp, partition.token, b"%d" % position))
+            outcome = yield from self.attempt(
+                lambda: self.store.settle(
+                    partition.tp, partition.token, partition.watermark, b"%d" % position, partition.unsettled
+                )
+            )
+            if outcome is not ApplyOutcome.OK and self.partitions.get(partition.tp) is partition:
+                yield from self.acquire_again(partition.tp)
 
     def forget(self, partition: Partition) -> Steps[None]:
         fields, partition.delivered = partition.delivered, []

@@ -71,6 +71,8 @@ class World:
     owner: dict[TopicPartition, str] = field(default_factory=dict)
     topic: list[Output] = field(default_factory=list)
     writes: dict[TopicPartition, list[Write]] = field(default_factory=dict)
+    read_up_to: dict[TopicPartition, int] = field(default_factory=dict)
+    """The input that exists so far: the log grows just ahead of whoever reads furthest."""
     producers: dict[TopicPartition, int] = field(default_factory=dict)
     late: list[Command] = field(default_factory=list)
     commits: dict[TopicPartition, int] = field(default_factory=dict)

@@ -324,8 +324,16 @@ def test_two_groups_and_two_prefixes_do_not_see_each_other(server: RedisServer, 
 
 def test_settled_output_positions_pass_to_the_next_owner_and_only_the_owner_sets_them(store: StateStore) -> None:
     started(store)
-    assert store.settle(TP, "T1", b'{"escalation.events":{"0":17}}')
+    assert store.settle(TP, "T1", 0, b'{"escalation.events":{"0":17}}', []) is ApplyOutcome.OK
     [acquired] = store.acquire([(TP, "T2")], "w")
     assert acquired.settled == b'{"escalation.events":{"0":17}}'
-    assert not store.settle(TP, "T1", b"zombie")
+    assert store.settle(TP, "T1", 0, b"zombie", []) is ApplyOutcome.FENCED
     assert store.acquire([(TP, "T3")], "w")[0].settled == b'{"escalation.events":{"0":17}}'
+
+
+def test_positions_are_not_settled_where_redis_holds_what_the_owner_does_not_know(store: StateStore) -> None:
+    started(store)
+    store.apply([batch(0, 5, outputs={"1:0": b"a", "2:0": b"b"})])
+    assert store.settle(TP, "T1", 4, b"x", ["1:0", "2:0"]) is ApplyOutcome.GAP
+    assert store.settle(TP, "T1", 5, b"x", ["1:0"]) is ApplyOutcome.GAP
+    assert store.settle(TP, "T1", 5, b"x", ["1:0", "2:0", "3:0"]) is ApplyOutcome.OK
