@@ -236,7 +236,7 @@ _KINDS: dict[Callable[[random.Random, _Conversation], Input], float] = {
     _deleted: 2,
     _late: 1.5,
     _out_of_order: 2,
-    _from_the_future: 0.5,
+    _from_the_future: 0.1,  # rare: whatever the conversation says afterwards is late
     _after_a_long_silence: 1,
     _lifecycle: 2,
     _binary: 2,
