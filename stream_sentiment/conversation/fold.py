@@ -5,6 +5,7 @@ place: the caller owns it and keeps no second reference. Never blocks, reads no 
 
 The rolling score is an exponentially weighted mean over the customer's scored messages (docs/state.md has the derivation):
 
+    s_i    = p(positive) - p(negative), times intensity / 3 where options and model have it
     gain_i = alpha * weight_i                       weight_i is 1, or low_confidence_weight for an unsure message
     keep_i = (1 - gain_i) * 2^(-(t_i - t_{i-1}) / half_life)
     S_i    = keep_i * S_{i-1} + gain_i * s_i + (1 - keep_i - gain_i) * prior
@@ -15,7 +16,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from stream_sentiment.conversation.options import DEFAULT_OPTIONS, StateOptions
+from stream_sentiment.conversation.options import DEFAULT_OPTIONS, FULL_INTENSITY, StateOptions
 from stream_sentiment.conversation.state import (
     AT,
     EMOTION,
@@ -194,6 +195,8 @@ def _add_score(state: ConversationState, message_id: str, at: int, score: Score,
     gain = options.alpha * weight
     keep = 1.0 - gain
     value = score.score
+    if options.use_intensity and score.intensity is not None:
+        value = _scaled(value, score.intensity)
     emotions = state.emotions
     emotions[emotion] = emotions.get(emotion, 0) + 1
     state.scored += 1
@@ -216,6 +219,17 @@ def _add_score(state: ConversationState, message_id: str, at: int, score: Score,
     window.append([message_id, at, value, label, emotion, weight, gain, keep])
     if len(window) > options.window:
         _evict(state, options)
+
+
+def _scaled(value: float, intensity: float) -> float:
+    """Mild unhappiness and rage have the same p(negative); how strong the message is tells them apart."""
+    return value * min(1.0, max(0.0, intensity) / FULL_INTENSITY)
+
+
+def _value(score: Score, options: StateOptions) -> float:
+    if options.use_intensity and score.intensity is not None:
+        return _scaled(score.score, score.intensity)
+    return score.score
 
 
 def _weight(score: Score, options: StateOptions) -> float:
@@ -300,7 +314,9 @@ def _edited(state: ConversationState, turn: Turn, options: StateOptions) -> Outc
     if _superseded(state, turn):
         return DUPLICATE
     entry = next((e for e in state.window if e[ID] == turn.message_id), None)
-    if _revised_already(state, turn) and (entry is None or turn.score is None or _says_the_same(entry, turn.score)):
+    if _revised_already(state, turn) and (
+        entry is None or turn.score is None or _says_the_same(entry, turn.score, options)
+    ):
         return DUPLICATE
     if entry is None and turn.message_id not in state.recent_ids:
         if _may_be_forgotten(state, options):
@@ -356,7 +372,7 @@ def _replace(state: ConversationState, entry: WindowEntry, score: Score, options
     _uncount_emotion(state, entry)
     state.emotions[score.emotion_label] = state.emotions.get(score.emotion_label, 0) + 1
     weight = _weight(score, options)
-    entry[SCORE:KEEP] = score.score, score.label, score.emotion_label, weight, options.alpha * weight
+    entry[SCORE:KEEP] = _value(score, options), score.label, score.emotion_label, weight, options.alpha * weight
     _recompute(state, options)
 
 
@@ -375,8 +391,8 @@ def _uncount_emotion(state: ConversationState, entry: WindowEntry) -> None:
         del state.emotions[entry[EMOTION]]
 
 
-def _says_the_same(entry: WindowEntry, score: Score) -> bool:
-    return entry[SCORE:WEIGHT] == [score.score, score.label, score.emotion_label]
+def _says_the_same(entry: WindowEntry, score: Score, options: StateOptions) -> bool:
+    return entry[SCORE:WEIGHT] == [_value(score, options), score.label, score.emotion_label]
 
 
 def _may_be_forgotten(state: ConversationState, options: StateOptions) -> bool:

@@ -26,9 +26,13 @@ class StateOptions:
     min_confidence: float = 0.55  # below it, or inside the abstain band, a message gets `low_confidence_weight`
     low_confidence_weight: float = 0.5
     remembered_ids: int = 32  # message ids kept for de-duplication
+    use_intensity: bool = False  # scale a message's score by the model's intensity head (0..3), where it has one
     score_roles: frozenset[str] = frozenset({"customer"})
     kept_attributes: tuple[str, ...] = ("queue", "customer_tier", "order_id", "product_id")
     opportunity_score: float = 0.35  # a rolling score at or above it after three messages flags an opportunity
 
+
+# The head's top: a message this strong counts in full.
+FULL_INTENSITY = 3.0
 
 DEFAULT_OPTIONS = StateOptions()

@@ -130,7 +130,7 @@ def _streak(streak: Streak) -> Compiled:
 
 
 def _message(message: Message, min_confidence: float) -> Compiled:
-    emotion, label, highest = message.emotion, message.label, message.max_score
+    emotion, label, highest, strongest = message.emotion, message.label, message.max_score, message.min_intensity
     least = 0.5 if message.min_probability is None else message.min_probability
 
     def holds(state: ConversationState, turn: Turn | None, now: int) -> bool:
@@ -140,6 +140,8 @@ def _message(message: Message, min_confidence: float) -> Compiled:
         if highest is not None and score.score > highest:
             return False
         if label is not None and score.label != label:
+            return False
+        if strongest is not None and score.intensity is not None and score.intensity < strongest:
             return False
         return emotion is None or (score.emotion_label == emotion and max(score.emotion) >= least)
 

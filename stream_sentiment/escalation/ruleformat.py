@@ -106,6 +106,9 @@ class Message(_Strict):
     min_probability: Share | None = Field(None, description="of the emotion; default 0.5")
     max_score: Score | None = Field(None, description="holds at or below it")
     label: Literal["negative", "neutral", "positive"] | None = None
+    min_intensity: float | None = Field(
+        None, ge=0, le=3, description="0 none .. 3 strong; ignored by a model without it"
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> Message:
@@ -215,6 +218,7 @@ class StateDefaults(_Strict):
     prior: Score = 0.0
     window: int = Field(MAX_WINDOW, ge=1, le=MAX_WINDOW)
     half_life: Duration | None = Field(30 * 60_000, description="null: time is ignored")
+    use_intensity: bool = Field(False, description="scale a message's score by the model's intensity / 3")
     ttl: Duration = 24 * 3_600_000
     max_lateness: Duration = 3_600_000
 

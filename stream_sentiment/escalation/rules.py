@@ -237,6 +237,7 @@ def _compile(file: RuleFile, version: str) -> RuleView:
         window=state.window,
         ttl_ms=state.ttl,
         max_lateness_ms=state.max_lateness,
+        use_intensity=state.use_intensity,
         min_confidence=defaults.min_confidence,
         low_confidence_weight=defaults.low_confidence_weight,
         score_roles=frozenset(defaults.score_roles),

@@ -143,7 +143,7 @@ def _stub_score(label: str, emotion: str) -> Score:
     feelings = tuple(0.75 if e == emotion else 0.05 for e in EMOTIONS)
     value = polarity[2] - polarity[0]
     return Score(
-        (polarity[0], polarity[1], polarity[2]), feelings, value, 0.8, label, emotion, False, 1.0, (0.0,) * len(SIGNALS)
+        (polarity[0], polarity[1], polarity[2]), feelings, value, 0.8, label, emotion, False, 3.0, (0.0,) * len(SIGNALS)
     )
 
 

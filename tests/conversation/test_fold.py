@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import orjson
 import pytest
 from hypothesis import given, settings
@@ -357,3 +359,20 @@ def test_the_score_can_be_folded_again_from_base_and_window(turns: list) -> None
     for _, _, one, _, _, _, gain, keep in state.window:
         value = keep * value + gain * one
     assert value == pytest.approx(state.score, abs=1e-12)
+
+
+def test_intensity_scales_a_message_only_where_options_and_model_have_it() -> None:
+    strong, mild, none = (customer("a", 0, -0.9) for _ in range(3))
+    strong = strong._replace(score=replace(strong.score, intensity=3.4))
+    mild = mild._replace(score=replace(mild.score, intensity=1.0))
+    using = StateOptions(use_intensity=True)
+    assert folded([strong], using).score == pytest.approx(-0.27)
+    assert folded([mild], using).score == pytest.approx(-0.09)
+    assert folded([none], using).score == pytest.approx(-0.27)
+    assert folded([mild]).score == pytest.approx(-0.27)
+    edited = folded([strong, customer("a", 5, -0.9, kind="edited")._replace(score=mild.score)], using)
+    assert edited.window[0][2] == pytest.approx(-0.3)
+    assert (
+        fold(edited, customer("a", 5, -0.9, kind="edited")._replace(score=mild.score), WHO, using).outcome
+        is Outcome.DUPLICATE
+    )
