@@ -93,7 +93,7 @@ class Supervisor:
             child.done = True
             if status == ExitStatus.CONFIGURATION:
                 log.error("worker_misconfigured", worker=child.index)
-            return abs(status)
+            return 0 if status == -signal.SIGTERM and self._stopping else abs(status)
         child.failures = 1 if now - child.started >= STEADY_SECONDS else child.failures + 1
         wait = min(RESTART_LAST_SECONDS, RESTART_FIRST_SECONDS * 2 ** (child.failures - 1))
         child.due = now + wait
@@ -107,7 +107,9 @@ class Supervisor:
             if child.done or child.due is not None:
                 continue
             try:
-                worst = max(worst, abs(child.process.wait(max(0.1, deadline - time.monotonic()))))
+                status = child.process.wait(max(0.1, deadline - time.monotonic()))
+                # Ended by the signal itself: it was still starting, and had nothing to drain.
+                worst = max(worst, 0 if status == -signal.SIGTERM else abs(status))
             except subprocess.TimeoutExpired:
                 child.process.kill()
                 child.process.wait()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stream_sentiment.settings import load_settings, parse_duration
+
+if TYPE_CHECKING:
+    from stream_sentiment.worker import Worker
 
 
 def _seconds(value: str | None) -> float | None:
@@ -42,6 +45,9 @@ def run(
     overrides: dict[str, Any] = {} if port is None else {"http": {"port": port}}
     settings = load_settings(**overrides)
     idle = _seconds(exit_when_idle)
+    from stream_sentiment.observability.logs import configure_logging
+
+    configure_logging(settings.log.level, settings.log.format)
     if workers > 1:
         from stream_sentiment.supervisor import Supervisor
 
@@ -49,22 +55,23 @@ def run(
         status = Supervisor(workers, settings.http.port, settings.worker.drain_timeout.total_seconds(), arguments).run()
         raise typer.Exit(status)
 
-    from stream_sentiment.observability.logs import configure_logging
-    from stream_sentiment.worker import Worker
-
-    configure_logging(settings.log.level, settings.log.format)
-    worker = Worker(settings, exit_when_idle=idle, on_listening=_print_address)
+    worker: Worker | None = None
     signals = 0
 
     def on_signal(_number: int, _frame: object) -> None:
         nonlocal signals
         signals += 1
+        if worker is None:
+            sys.exit(0)  # still loading: nothing has been read
         if signals > 1:
             sys.exit(130)  # asked twice: leave at once; the next owner goes on from the watermark
         worker.stop()
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+    from stream_sentiment.worker import Worker  # after the handlers: it brings the slow imports
+
+    worker = Worker(settings, exit_when_idle=idle, on_listening=_print_address)
     worker.run()
 
 
