@@ -150,8 +150,8 @@ class Demo:
             worker_thread = threading.Thread(target=self._work, args=(worker,), name="worker")
             worker_thread.start()
             try:
-                self._wait_for(worker, worker_thread)
-                self._play_and_watch(worker, worker_thread, settings, consumer)
+                if self._is_ready(worker, worker_thread):
+                    self._play_and_watch(worker, worker_thread, settings, consumer)
             finally:
                 self._stop_playing.set()
                 worker.stop()
@@ -183,15 +183,17 @@ class Demo:
         except BaseException as error:
             self._failure = error
 
-    def _wait_for(self, worker: Worker, thread: threading.Thread) -> None:
+    def _is_ready(self, worker: Worker, thread: threading.Thread) -> bool:
+        """Wait until the worker has joined its group; False when it failed instead, or when nothing is wanted of it any more."""
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not worker.health.started:
             if not thread.is_alive() or self._stop_playing.is_set():
-                return
+                return False
             if time.monotonic() > deadline:
                 raise ServiceUnavailable(f"the worker was not ready after {_START_TIMEOUT_S:.0f} seconds")
             self._show("joining the group")
             time.sleep(0.02)
+        return True
 
     # Sending
 

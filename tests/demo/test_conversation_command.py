@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
@@ -34,7 +35,11 @@ class Place:
 
     def __init__(self, kafka: MockKafka, redis_url: str) -> None:
         self.kafka = kafka
-        self.settings = {"kafka.bootstrap_servers": kafka.bootstrap_servers, "redis.url": redis_url}
+        self.settings = {
+            "kafka.bootstrap_servers": kafka.bootstrap_servers,
+            "redis.url": redis_url,
+            "rules.path": str(Path(__file__).with_name("rules.yaml")),
+        }
         self._producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
 
     def send(self, tenant: str, conversation: str, *texts: str, first: int = 0) -> None:

@@ -55,6 +55,7 @@ def run(
 def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ.keys() - environment({}).keys():
         monkeypatch.delenv(name)
+    monkeypatch.setenv("STREAM_SENTIMENT_RULES__PATH", str(Path(__file__).with_name("rules.yaml")))
 
 
 def test_what_is_sent_comes_back_scored_escalated_recovered_and_as_a_dead_letter() -> None:
