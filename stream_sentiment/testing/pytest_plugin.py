@@ -169,9 +169,9 @@ def kafka(request: pytest.FixtureRequest) -> Iterator[ExternalKafka | KafkaConta
 
 @pytest.fixture
 def crashable_kafka(request: pytest.FixtureRequest) -> Iterator[KafkaBroker]:
-    """An Apache Kafka subprocess of the test's own."""
+    """An Apache Kafka subprocess of the test's own; KIP-848 members are gone after 3 s of silence."""
     with _skip_without(request, "kafka") as report:
-        broker = KafkaBroker().start()
+        broker = KafkaBroker(group_session_timeout_ms=3000, group_heartbeat_interval_ms=300).start()
         report.service = report.service or broker.description
     yield broker
     broker.stop()

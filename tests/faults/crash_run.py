@@ -94,13 +94,16 @@ class Report:
 class CrashRun:
     """One run; `run` does everything and returns the report."""
 
-    def __init__(self, plan: Plan, directory: Path, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, plan: Plan, directory: Path, kafka: KafkaBroker, redis: RedisServer, say: Callable[[str], None] = print
+    ) -> None:
+        """`kafka` and `redis` are running, empty, and ours to kill; Redis writes an append-only file. Logs go to `directory`."""
         self.plan = plan
         self.directory = directory
         self.rng = random.Random(plan.seed)
         self.records = list(traffic(plan.events, plan.conversations, plan.seed))
-        self.kafka = KafkaBroker(group_session_timeout_ms=SESSION_TIMEOUT_MS, group_heartbeat_interval_ms=300)
-        self.redis = RedisServer(appendonly="everysec")
+        self.kafka = kafka
+        self.redis = redis
         self.keys = PartitionKeys("ss", GROUP)
         self.workers: list[WorkerProcess] = []
         self.killed: list[WorkerProcess] = []
@@ -116,34 +119,31 @@ class CrashRun:
 
     def run(self) -> Report:
         """Start everything, break it, let it finish, compare."""
-        with self.redis, self.kafka:
-            for name, topic in TOPICS.items():
-                partitions = {REVIEWS: 4, "dead_letters": 3}.get(name, self.plan.partitions)
-                self.kafka.create_topic(topic, partitions, {"max.message.bytes": "2000000"})
-            self.places = [
-                Place(TOPICS[name], partition)
-                for name, count in ((CHAT, self.plan.partitions), (REVIEWS, 4))
-                for partition in range(count)
-            ]
-            try:
-                self.workers = [self._worker(index) for index in range(self.plan.workers)]
-                producing = threading.Thread(
-                    target=self._produce, daemon=True
-                )  # a daemon: it must not keep a failed run alive
-                producing.start()
-                for point, fault in self._schedule():
-                    self._wait_until(lambda point=point: self._applied >= point, f"{point} events applied")
-                    time.sleep(self.rng.random() * 0.1)
-                    fault()
-                producing.join()
-                self._wait_until(self._finished, "everything to be applied")
-                self._end_workers()
-                self._run_clean_owner()
-                self._compare()
-            finally:
-                self._stop_producing.set()
-                for worker in [*self.workers, *self.killed]:
-                    worker.close()
+        for name, topic in TOPICS.items():
+            partitions = {REVIEWS: 4, "dead_letters": 3}.get(name, self.plan.partitions)
+            self.kafka.create_topic(topic, partitions, {"max.message.bytes": "2000000"})
+        self.places = [
+            Place(TOPICS[name], partition)
+            for name, count in ((CHAT, self.plan.partitions), (REVIEWS, 4))
+            for partition in range(count)
+        ]
+        try:
+            self.workers = [self._worker(index) for index in range(self.plan.workers)]
+            producing = threading.Thread(target=self._produce, daemon=True)  # a failed run must end all the same
+            producing.start()
+            for point, fault in self._schedule():
+                self._wait_until(lambda point=point: self._applied >= point, f"{point} events applied")
+                time.sleep(self.rng.random() * 0.1)
+                fault()
+            producing.join()
+            self._wait_until(self._finished, "everything to be applied")
+            self._end_workers()
+            self._run_clean_owner()
+            self._compare()
+        finally:
+            self._stop_producing.set()
+            for worker in [*self.workers, *self.killed]:
+                worker.close()
         return self.report
 
     # -- the parts that work -------------------------------------------------------------------------------------------
@@ -429,7 +429,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="crash-run-") as temporary:
         directory = logs or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
-        report = CrashRun(Plan(**arguments), directory).run()
+        kafka = KafkaBroker(group_session_timeout_ms=SESSION_TIMEOUT_MS, group_heartbeat_interval_ms=300)
+        with RedisServer(appendonly="everysec") as server, kafka:
+            report = CrashRun(Plan(**arguments), directory, kafka, server).run()
     for name, figure in report.figures.items():
         print(f"{name:>32}  {figure:,}")
     for problem in islice(report.problems, 20):

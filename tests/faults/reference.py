@@ -88,6 +88,7 @@ def _chat(
 ) -> None:
     event = decoded.event
     text, language, skipped, _ = route(decoded, routing)
+    score = scorer.score([text])[0] if text is not None else None
     turn = Turn(
         decoded.kind,
         event.message_id or "",
@@ -95,9 +96,9 @@ def _chat(
         event.sender["role"] if event.sender else "",
         record.offset,
         event.sequence,
-        scorer.score([text])[0] if text is not None else None,
+        score,
         skipped,
-        (),
+        rules.finder(scorer.info).of_message(text, score, event.tenant_id),
         event.channel,
         event.attributes or {},
         event.phase,
