@@ -1,6 +1,6 @@
 """The crash run: a real Kafka, a real Redis, three workers, and everything that can be killed is killed while events flow.
 
-    python tests/faults/crash_run.py --events 20000 --conversations 500 --kills 30
+    python -m tests.faults.crash_run --events 20000 --conversations 500 --kills 30
 
 Afterwards the final state of every conversation, every escalation and every dead letter is compared with a sequential fold of the
 input topics. Prints one line per fault as it happens and the figures at the end; exit status 1 when anything differs.
@@ -25,7 +25,13 @@ from pathlib import Path
 
 import redis
 from confluent_kafka import Consumer, Producer, TopicPartition
-from reference import (
+
+from stream_sentiment.errors import StreamSentimentError
+from stream_sentiment.escalation.rules import load_rules
+from stream_sentiment.store.keys import PartitionKeys
+from stream_sentiment.store.keys import TopicPartition as Place
+from stream_sentiment.testing import KafkaBroker, Record, RedisServer, WorkerProcess, quiet, read_topic
+from tests.faults.reference import (
     Outcome,
     differences,
     found_dead_letters,
@@ -33,13 +39,7 @@ from reference import (
     found_scored,
     sequential_fold,
 )
-from traffic import CHAT, MAX_EVENT_BYTES, REVIEWS, traffic
-
-from stream_sentiment.errors import StreamSentimentError
-from stream_sentiment.escalation.rules import load_rules
-from stream_sentiment.store.keys import PartitionKeys
-from stream_sentiment.store.keys import TopicPartition as Place
-from stream_sentiment.testing import KafkaBroker, Record, RedisServer, WorkerProcess, quiet, read_topic
+from tests.faults.traffic import CHAT, MAX_EVENT_BYTES, REVIEWS, traffic
 
 GROUP = "crash-run"
 TOPICS = {

@@ -4,12 +4,12 @@ import copy
 
 import orjson
 import pytest
-from crash_run import CrashRun, Plan
-from reference import Outcome, differences, found_dead_letters, found_escalations, sequential_fold
-from traffic import CHAT, MAX_EVENT_BYTES, traffic
 
 from stream_sentiment.escalation.rules import load_rules
 from stream_sentiment.testing import Record
+from tests.faults.crash_run import CrashRun, Plan
+from tests.faults.reference import Outcome, differences, found_dead_letters, found_escalations, sequential_fold
+from tests.faults.traffic import CHAT, MAX_EVENT_BYTES, traffic
 
 
 @pytest.mark.slow
