@@ -255,17 +255,15 @@ class Intake:
         if code == KafkaError._PARTITION_EOF:  # noqa: SLF001 (librdkafka's own names)
             self._at_end.add(place)
             return
-        if (
-            code in (KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION)  # noqa: SLF001
-            and self._protocol is GroupProtocol.AUTO
-        ):
+        # librdkafka wraps the broker's refusal of KIP-848 into its own fatal error; only the text says which it was.
+        if self._protocol is GroupProtocol.AUTO and "ConsumerGroupHeartbeat" in error.str():
             self._fall_back_to_classic()
             return
         if code in AUTHENTICATION_ERRORS:
             raise ConfigurationError(
                 f"Kafka refused us: {error.str()}. Check credentials and ACLs (stream-sentiment check)."
             )
-        if error.fatal():
+        if error.fatal() or code == KafkaError._FATAL:  # noqa: SLF001
             raise ServiceUnavailable(f"the Kafka client cannot go on: {error.str()}")
         # Broker outages, unknown topics after a deletion, an exceeded max.poll.interval: librdkafka goes on by itself.
         log.warning("consumer_error", reason=error.name(), detail=error.str())
@@ -444,7 +442,7 @@ class Intake:
             return {}
         self._health.set_ready("redis", True)
         for taken in acquired:
-            epoch = Epoch(taken.tp, self._inputs[taken.tp.topic], taken.token, starts[taken.tp])
+            epoch = Epoch(taken.tp, self._inputs[taken.tp.topic], taken.token, starts[taken.tp], taken.settled)
             epoch.attempts = self._waiting.pop(taken.tp).attempts
             epoch.last_progress = time.monotonic()
             # Until a record has been applied its age is not known: the wait counts from here.
