@@ -212,7 +212,7 @@ class ApplyStage:
             if self._abort.is_set():
                 raise Aborted
             for batch in folded:
-                self._give_up(batch.epoch, "publish_failed")
+                self.give_up(batch.epoch, "publish_failed")
             return
         published_at = time.monotonic()
         switch(ThreadState.STORE)
@@ -319,7 +319,7 @@ class ApplyStage:
                 self._unfoldable[(epoch.partition, record.offset)] = f"the state machine failed: {type(error).__name__}"
                 topic, partition = epoch.partition
                 log.error("fold_failed", topic=topic, partition=partition, offset=record.offset, exc_info=error)
-                self._give_up(epoch, "fold_failed")
+                self.give_up(epoch, "fold_failed")
                 return False
         return True
 
@@ -404,9 +404,9 @@ class ApplyStage:
             ApplyOutcome.FENCED: self._metrics.fences_total,
         }
         counters[outcome].inc()
-        self._give_up(epoch, outcome.value)
+        self.give_up(epoch, outcome.value)
 
-    def _give_up(self, epoch: Epoch, reason: str) -> None:
+    def give_up(self, epoch: Epoch, reason: str) -> None:
         """The epoch dies with its cache; the poll thread acquires the partition anew and reads from the stored watermark."""
         if epoch.alive:
             epoch.alive = False

@@ -168,6 +168,10 @@ class Outbox:
         assert self._publisher is not None
         self._publisher.release(epochs)
 
+    def unsettled(self, epoch: Epoch) -> set[str]:
+        """The partition's entries that Redis may still hold: not delivered, or delivered and not known to be forgotten."""
+        return {*self._pending.get(epoch, ()), *self._delivered.get(epoch, ())}
+
     def report(self) -> None:
         """Set the gauges."""
         self._metrics.outbox_entries.set(self._count)
@@ -240,6 +244,9 @@ class KafkaPublisher:
     def release(self, epochs: Iterable[Epoch]) -> None:
         """Records in the local queue still go out: copies at most, with ids the consumer knows."""
 
+    def close(self) -> None:
+        """Nothing to end: what is in the local queue is in Redis, too."""
+
 
 def shrink(record: OutboxRecord, dlq_topic: str) -> OutboxRecord:
     """A form of the record that fits where the topic accepts less than we sent: no body, or no evidence."""
@@ -248,7 +255,11 @@ def shrink(record: OutboxRecord, dlq_topic: str) -> OutboxRecord:
             (name, value) for name, value in record.headers if name.startswith(PREFIX) and name != PREFIX + "body"
         ]
         return OutboxRecord(
-            record.topic, record.key, hashed_body(record.value or b""), [*headers, (PREFIX + "body", b"sha256")], record.since
+            record.topic,
+            record.key,
+            hashed_body(record.value or b""),
+            [*headers, (PREFIX + "body", b"sha256")],
+            record.since,
         )
     if record.value is None:
         return record

@@ -38,12 +38,13 @@ class Epoch:
         "last_timestamp_ms",
         "partition",
         "read_up_to",
+        "settled",
         "states",
         "token",
         "watermark",
     )
 
-    def __init__(self, partition: TopicPartition, kind: str, token: str, watermark: int) -> None:
+    def __init__(self, partition: TopicPartition, kind: str, token: str, watermark: int, settled: bytes = b"") -> None:
         self.partition = partition
         #: chat or review
         self.kind = kind
@@ -55,6 +56,8 @@ class Epoch:
         #: Last offset committed to Kafka; poll thread only.
         self.committed = -1
         self.alive = True
+        #: From where the output topics are searched for copies, with `output.exactly_once`; what the last owner settled.
+        self.settled = settled
         #: How often the partition was acquired anew because of FENCED or GAP without progress in between.
         self.attempts = 0
         self.last_progress = 0.0

@@ -24,7 +24,8 @@ from stream_sentiment.escalation.rules import RuleSet, load_rules
 from stream_sentiment.events.routing import RoutingOptions
 from stream_sentiment.flow import Flow
 from stream_sentiment.intake import Intake
-from stream_sentiment.kafka.clients import first_contact, producer_config
+from stream_sentiment.kafka.clients import common_config, first_contact, producer_config
+from stream_sentiment.kafka.transactional import TransactionalPublisher
 from stream_sentiment.observability.build import build_labels
 from stream_sentiment.observability.definitions import Domain
 from stream_sentiment.observability.health import HealthServer, HealthState, StuckDetector
@@ -35,6 +36,7 @@ from stream_sentiment.outbox import KafkaPublisher, Outbox
 from stream_sentiment.record_fold import RecordFolder
 from stream_sentiment.score_stage import ScoreStage
 from stream_sentiment.settings import Settings
+from stream_sentiment.stages import Epoch
 from stream_sentiment.store.errors import StoreFault
 from stream_sentiment.store.redis import StateStore
 
@@ -186,7 +188,8 @@ class Worker:
         partition_counts = self._check_topics(bulk_producer)
         flow = Flow(settings.intake.windows_in_flight)
         outbox = Outbox(store, metrics, dlq_topic=settings.topics.dead_letters)
-        outbox.use(KafkaPublisher(Producer(self._producer_config("outbox")), outbox))
+        publisher = self._publisher(store, outbox)
+        outbox.use(publisher)
         stall = settings.worker.stall_timeout.total_seconds()
         for loop in ("intake", "score", "apply"):
             health.watch(loop, stall)
@@ -250,10 +253,32 @@ class Worker:
             flow.close()
             score_stage.join(5.0)
             apply_stage.join(5.0)
+            publisher.close()
             store.close()
         seconds = 0.0 if self._stopping_since is None else time.monotonic() - self._stopping_since
         self.metrics.shutdown_duration_seconds.set(seconds)
         log.info("worker_stopped", incomplete=self._incomplete, seconds=round(seconds, 3))
+
+    def _publisher(self, store: StateStore, outbox: Outbox) -> KafkaPublisher | TransactionalPublisher:
+        """How the outbox reaches Kafka: at least once, or once for `read_committed` consumers."""
+        settings = self.settings
+        if not settings.output.exactly_once:
+            return KafkaPublisher(Producer(self._producer_config("outbox")), outbox)
+
+        def on_broken(epoch: Epoch, reason: str) -> None:
+            if self._apply is not None:
+                self._apply.give_up(epoch, reason)
+
+        return TransactionalPublisher(
+            store,
+            outbox,
+            client_config=common_config(settings.kafka),
+            producer_config=self._producer_config("outbox"),
+            group=settings.kafka.group_id,
+            topics=(settings.topics.escalations, settings.topics.dead_letters),
+            on_broken=on_broken,
+            logger=kafka_logger("outbox"),
+        )
 
     def _producer_config(self, name: str) -> dict[str, object]:
         output = self.settings.output

@@ -6,6 +6,7 @@ Bytes that are UTF-8 appear as text, others as `{"base64": ...}`. Pure.
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +53,13 @@ class OutboxRecord:
 
     def event_id(self) -> str:
         """By which a consumer knows a copy: `__dlq.id` of a dead letter, else `ce_id`. A dead letter may hold a foreign `ce_id`."""
-        ids = {name: value for name, value in self.headers if name in ("__dlq.id", "ce_id")}
-        return (ids.get("__dlq.id") or ids.get("ce_id") or b"").decode()
+        return record_id(self.headers)
+
+
+def record_id(headers: Sequence[tuple[str, bytes | None]]) -> str:
+    """By which a consumer knows a copy of a record with these headers; empty where they name no id."""
+    ids = {name: value for name, value in headers if name in ("__dlq.id", "ce_id")}
+    return (ids.get("__dlq.id") or ids.get("ce_id") or b"").decode("utf-8", "replace")
 
 
 def _to_json(raw: bytes) -> Any:
