@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class ModelInfo:
     precision: str
     max_length: int  # tokens, [CLS] and [SEP] included
     labels: Mapping[str, tuple[str, ...]]  # by head
+    signal_thresholds: Mapping[str, float] = field(default_factory=dict)  # a signal is given from this probability on
 
     @property
     def emotion_labels(self) -> tuple[str, ...]:
@@ -123,6 +124,12 @@ def load_bundle(path: Path, precision: str = "int8") -> Bundle:
             precision=precision,
             max_length=int(manifest["max_tokens"]),
             labels={h.head.name: h.head.labels for h in heads},
+            signal_thresholds={
+                label: threshold
+                for h in heads
+                if h.head.name == "signals"
+                for label, threshold in zip(h.head.labels, h.thresholds, strict=True)
+            },
         )
         return Bundle(
             path=path,

@@ -31,7 +31,8 @@ _LINK = re.compile(r"(?:https?://|www\.)[\w\-./?%&=#~:+,;!$*']+", re.IGNORECASE)
 # Seven digits or more, with single spaces or hyphens between them: phone, order, tracking, card and identity
 # numbers. Dates of eight digits fall under it too; amounts, quantities and model numbers do not. The last
 # place of an identity number may be an X.
-_NUMBER = re.compile(r"\+?\d(?:[ \-]?\d){6,30}(?:[xX](?![A-Za-z]))?")
+# The pattern begins with a set, which the engine scans for quickly; `?+` keeps a plus from standing in for a digit.
+_NUMBER = re.compile(r"[+\d](?:(?<=\+)\d)?+(?:[ \-]?\d){6,30}(?:[xX](?![A-Za-z]))?")
 # Four or more of one character become three ("sooooooo", "。。。。。。"). Digits are not squeezed: 10000 is not 1000.
 _REPEAT = re.compile(r"([^\d\s])\1{3,}")
 # Control and format characters (bidirectional marks, zero width, tags), private use, lone surrogates.
@@ -48,6 +49,12 @@ def _traditional() -> dict[int, str]:
 
 
 _TO_SIMPLIFIED = _traditional()
+# In these characters NFKC changes nothing but full-width forms, which a table does in a tenth of its time: ASCII, Chinese
+# characters and punctuation, quotation marks and dashes, full-width ASCII, emoji.
+_PLAIN = re.compile(
+    "[\x00-\x7f\u2013\u2014\u2018\u2019\u201c\u201d\u3001-\u3029\u4e00-\u9fff\uff01-\uff5e\U0001f300-\U0001faff]*"
+)
+_TABLE = _TO_SIMPLIFIED | {0xFEE0 + code: chr(code) for code in range(0x21, 0x7F)}
 _DROP = re.compile(f"[{_DROPPED}]+")
 _HAS_TRADITIONAL = re.compile(f"[{''.join(map(chr, _TO_SIMPLIFIED))}]")
 
@@ -67,9 +74,12 @@ def prepare(text: str) -> PreparedText:
         text = f"{text[:HEAD_CHARACTERS]} {text[-TAIL_CHARACTERS:]}"
     if not text.isascii():
         # The tokenizer normalises as well; the masks need half-width digits and signs before that.
-        text = unicodedata.normalize("NFKC", text)
-        if _HAS_TRADITIONAL.search(text):
-            text = text.translate(_TO_SIMPLIFIED)
+        if _PLAIN.fullmatch(text):
+            text = text.translate(_TABLE)
+        else:
+            text = unicodedata.normalize("NFKC", text)
+            if _HAS_TRADITIONAL.search(text):
+                text = text.translate(_TO_SIMPLIFIED)
     text = _DROP.sub("", text)
     if "@" in text:
         text = _AT.sub(_mask_at, text)

@@ -25,6 +25,7 @@ class TokenizedText:
 
     ids: list[int]
     truncated: bool
+    text: str | None = None  # the prepared text, in which signals are looked for; None: the text was not prepared
 
 
 def keep_head_and_tail(ids: list[int], max_tokens: int) -> list[int]:
@@ -57,5 +58,5 @@ class TextTokenizer:
             prepared, self._tokenizer.encode_batch_fast([p.text for p in prepared]), strict=True
         ):
             ids = encoding.ids
-            out.append(TokenizedText(keep_head_and_tail(ids, limit), piece.cut or len(ids) > limit))
+            out.append(TokenizedText(keep_head_and_tail(ids, limit), piece.cut or len(ids) > limit, piece.text))
         return out

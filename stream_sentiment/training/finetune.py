@@ -14,9 +14,18 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from stream_sentiment.training.data import Row
+from stream_sentiment.training.data import Row, prepared
+from stream_sentiment.training.evaluate import texts_of
 from stream_sentiment.training.predict import dev_scores
-from stream_sentiment.training.train import Progress, Trainer, TrainSettings, start_network, write_config
+from stream_sentiment.training.train import (
+    Progress,
+    Trainer,
+    TrainSettings,
+    save_network,
+    start_network,
+    write_config,
+)
+from stream_sentiment.training.wide import WideSettings, fit_wide, sample_rows
 
 Sources = Sequence[tuple[str, list[Row], float]]
 """Name, rows, passes."""
@@ -45,9 +54,20 @@ def finetune(job: Job, progress: Progress | None = None) -> list[dict[str, Any]]
     def evaluate() -> dict[str, float]:
         return dev_scores(network, trainer.encoder, job.dev)
 
-    log = trainer.train([(rows, passes) for _, rows, passes in job.sources], evaluate if job.dev else None, progress)
+    sources = [(rows, passes) for _, rows, passes in job.sources]
+    log = trainer.train(sources, evaluate if job.dev else None, progress)
+    if network.wide is not None:
+        rows = sample_rows(sources, job.settings.seed)
+        ids = trainer.encoder.encode([prepared(text) for text in texts_of(rows)])
+        fit_wide(network, rows, ids, WideSettings(), lambda done, _loss: _tell(progress, done))
+    save_network(network, job.out)
     draw_curves(log, job.out / "curves.png")
     return log
+
+
+def _tell(progress: Progress | None, done: int) -> None:
+    if progress is not None:
+        progress(min(done, WideSettings().iterations), WideSettings().iterations, "shortcut of n-grams")
 
 
 def draw_curves(log: Sequence[Mapping[str, Any]], file: Path) -> None:

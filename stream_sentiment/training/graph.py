@@ -21,7 +21,14 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from stream_sentiment.training.network import HASH_FIRST, HASH_SECOND, HASH_SKIP, Layer, SentimentNetwork
+from stream_sentiment.training.network import (
+    HASH_FIRST,
+    HASH_SECOND,
+    HASH_SKIP,
+    HASH_TOKEN,
+    Layer,
+    SentimentNetwork,
+)
 
 MICROSOFT = "com.microsoft"
 OPSET = 18
@@ -178,24 +185,56 @@ def _wide(
     """`SentimentNetwork.wide_sum` in integers: int8 rows, int32 sums (exact in any order), one scale per column."""
     assert network.wide is not None
     columns, scale = quantise_columns(_array(network.wide.weight))
-    one = g.const(np.array([1], np.int64))
-
-    def cut(name: str, begin: int, end: int) -> str:
-        return str(g.op("Slice", [name, g.const(np.array([begin], np.int64)), g.const(np.array([end], np.int64)), one]))
-
-    far = np.iinfo(np.int64).max
-    first = g.op("Mul", [ids, g.const(np.int64(HASH_FIRST))])
-    hashes, lives = [first], [keep]
-    for distance, multiplier in ((1, HASH_SECOND), (2, HASH_SKIP)):
-        later = g.op("Mul", [cut(ids, distance, far), g.const(np.int64(multiplier))])
-        hashes.append(g.op("Add", [cut(first, 0, -distance), later]))
-        lives.append(g.op("Mul", [cut(keep, 0, -distance), cut(keep, distance, far)]))
-    buckets = g.op("Mod", [g.op("Concat", hashes, axis=1), g.const(np.int64(network.config.wide_buckets))])
+    keys, live = _ngrams(g, network, ids, keep)
+    size = g.const(np.int64(network.config.wide_buckets))
+    buckets = g.op("Mod", [keys, size])
+    one = g.const(np.int64(1))
+    expected = g.op("Add", [g.op("Mod", [g.op("Div", [keys, size]), g.const(np.int64(255))]), one])
+    prints = g.op("Cast", [g.op("Gather", [g.const(network.prints.numpy()), buckets])], to=TensorProto.INT64)
+    owned = g.op("Cast", [g.op("Equal", [prints, expected])], to=TensorProto.INT32)
     rows = g.op("Cast", [g.op("Gather", [g.const(columns), buckets])], to=TensorProto.INT32)
-    live = g.op("Unsqueeze", [g.op("Concat", lives, axis=1), g.const(np.array([2], np.int64))])
-    total = g.op("ReduceSum", [g.op("Mul", [rows, live]), one], keepdims=0)
+    counted = g.op("Unsqueeze", [g.op("Mul", [live, owned]), g.const(np.array([2], np.int64))])
+    total = g.op("ReduceSum", [g.op("Mul", [rows, counted]), g.const(np.array([1], np.int64))], keepdims=0)
     scaled = g.op("Mul", [g.op("Cast", [total], to=TensorProto.FLOAT), g.const(scale * shares)])
     return str(g.op("Div", [scaled, g.op("Sqrt", [count])]))
+
+
+def _ngrams(g: GraphBuilder, network: SentimentNetwork, ids: str, keep: str) -> tuple[str, str]:
+    """`network.ngrams` as nodes: keys (int64) and 1 where they are real (int32), batch x n each."""
+
+    def cut(name: str, begin: int, end: int, axis: int = 1) -> str:
+        return str(g.op("Slice", [name, *(g.const(np.array([v], np.int64)) for v in (begin, end, axis))]))
+
+    def times(name: str, factor: int) -> str:
+        return str(g.op("Mul", [name, g.const(np.int64(factor))]))
+
+    def flat(name: str) -> str:
+        return str(g.op("Reshape", [name, g.const(np.array([0, -1], np.int64))]))
+
+    far = np.iinfo(np.int64).max
+    zero = g.const(np.int64(0))
+    table = network.parts.numpy()
+    first = np.where(table[:, 0] != 0, table[:, 0], np.arange(len(table)))
+    count = (table != 0).sum(axis=1)
+    last = np.where(count != 0, table[np.arange(len(table)), np.maximum(count - 1, 0)], np.arange(len(table)))
+    # int32 tables: 46 k x 6 ids as int64 would be 2 MB.
+    pieces = g.op("Cast", [g.op("Gather", [g.const(table.astype(np.int32)), ids])], to=TensorProto.INT64)
+    ends = np.stack([first, last], axis=1).astype(np.int32)
+    both = g.op("Cast", [g.op("Gather", [g.const(ends), ids])], to=TensorProto.INT64)
+    axis2 = g.const(np.array([2], np.int64))
+    first_ids = g.op("Squeeze", [cut(both, 0, 1, 2), axis2])
+    last_ids = g.op("Squeeze", [cut(both, 1, 2, 2), axis2])
+    inside = g.op("Cast", [g.op("Not", [g.op("Equal", [pieces, zero])])], to=TensorProto.INT32)
+    tokens = times(ids, HASH_FIRST)
+    characters = times(pieces, HASH_FIRST)
+    within = g.op("Add", [cut(characters, 0, -1, 2), times(cut(pieces, 1, far, 2), HASH_SECOND)])
+    across = g.op("Add", [times(cut(last_ids, 0, -1), HASH_FIRST), times(cut(first_ids, 1, far), HASH_SECOND)])
+    pair = g.op("Add", [cut(tokens, 0, -1), times(cut(ids, 1, far), HASH_TOKEN)])
+    skip = g.op("Add", [cut(tokens, 0, -2), times(cut(ids, 2, far), HASH_SKIP)])
+    later = cut(keep, 1, far)
+    keys = g.op("Concat", [tokens, flat(characters), flat(within), across, pair, skip], axis=1)
+    live = g.op("Concat", [keep, flat(inside), flat(cut(inside, 1, far, 2)), later, later, cut(keep, 2, far)], axis=1)
+    return str(keys), str(live)
 
 
 def _array(tensor: torch.Tensor) -> npt.NDArray[np.float32]:

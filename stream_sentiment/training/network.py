@@ -25,11 +25,15 @@ from torch import Tensor, nn
 from stream_sentiment.errors import ConfigurationError
 from stream_sentiment.scoring.heads import Head, HeadKind
 
-# Multipliers of the n-gram hash. Both odd, so that the low bits keep all of a token id; the products stay far
-# below 2**63. The ONNX graph computes the same expression (export.py).
+# Multipliers of the n-gram hash, odd and unlike each other, so that (a, b) and (b, a) fall apart and the low bits keep all of a token
+# id. A product stays below 2**16 * 2**24 = 2**40; int64 never overflows. The ONNX graph computes the same expression (graph.py).
 HASH_FIRST = 1_000_003
 HASH_SECOND = 7_368_787
-HASH_SKIP = 15_485_863
+HASH_TOKEN = 15_485_863
+HASH_SKIP = 12_195_257
+
+PARTS = 4
+"""A Chinese word shows its first four characters to the shortcut; 99 % of the vocabulary's words have no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,9 @@ class SentimentNetwork(nn.Module):
     it). Heads, pooling and the shortcut stay in fp32.
     """
 
+    parts: Tensor
+    prints: Tensor
+
     def __init__(self, config: NetworkConfig, heads: tuple[Head, ...]) -> None:
         super().__init__()
         self.config = config
@@ -124,6 +131,10 @@ class SentimentNetwork(nn.Module):
         if config.wide_buckets:
             self.wide = nn.Embedding(config.wide_buckets, sum(h.width for h in heads), sparse=True)
             nn.init.zeros_(self.wide.weight)
+            # Token id -> ids of its characters, 0 where there are none; see `word_parts`.
+            self.register_buffer("parts", torch.zeros(config.vocab_size, PARTS, dtype=torch.int64))
+            # Fingerprint of the n-gram that owns a bucket, 0 for an empty one; see `lookup`.
+            self.register_buffer("prints", torch.zeros(config.wide_buckets, dtype=torch.uint8))
         self.compute_dtype = torch.float32
 
     def pooled(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -152,12 +163,13 @@ class SentimentNetwork(nn.Module):
         return logits
 
     def wide_sum(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Sum of the table rows of the text's n-grams over the root of their number: batch x sum of head widths."""
+        """Sum of the table rows of the text's n-grams over the root of its length: batch x sum of head widths."""
         assert self.wide is not None
-        rows = self.wide(ngram_buckets(ids, self.config.wide_buckets))
-        keep = (ids != 0).float()
-        live = torch.cat([keep, _pairs(keep, 1), _pairs(keep, 2)], dim=1)
-        summed: Tensor = (rows * live[:, :, None]).sum(1)
+        keys, live = ngrams(ids, self.parts)
+        buckets, fingerprints = lookup(keys, self.config.wide_buckets)
+        live = live * (self.prints[buckets] == fingerprints)
+        rows = self.wide(buckets)
+        summed: Tensor = (rows * live[:, :, None].float()).sum(1)
         return summed / lengths.float().sqrt()[:, None]
 
     def wide_logits(self, ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
@@ -180,14 +192,51 @@ class SentimentNetwork(nn.Module):
         return [p for p in self.parameters() if id(p) not in skip]
 
 
-def ngram_buckets(ids: Tensor, buckets: int) -> Tensor:
-    """Hash of every token, neighbouring pair and pair with one token between: batch x (length + (length-1) +
-    (length-2)).
+def ngrams(ids: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Hash keys of a text's n-grams and 1 where they are real: batch x n int64 each.
+
+    Tokens; characters of Chinese words; pairs of neighbouring characters, inside a word and from one token to the next (for English
+    that is the pair of tokens); pairs of tokens; pairs with one token between. A character has the same key alone and in a word.
     """
-    single = torch.remainder(ids * HASH_FIRST, buckets)
-    pair = torch.remainder(ids[:, :-1] * HASH_FIRST + ids[:, 1:] * HASH_SECOND, buckets)
-    skip = torch.remainder(ids[:, :-2] * HASH_FIRST + ids[:, 2:] * HASH_SKIP, buckets)
-    return torch.cat([single, pair, skip], dim=1)
+    batch = ids.shape[0]
+    keep = (ids != 0).long()
+    pieces = parts[ids]  # batch x length x PARTS
+    inside = (pieces != 0).long()
+    first = torch.where(pieces[:, :, 0] != 0, pieces[:, :, 0], ids)
+    count = inside.sum(2)
+    last = torch.where(count != 0, pieces.gather(2, (count - 1).clamp_min(0)[:, :, None])[:, :, 0], ids)
+    next_live, skip_live = keep[:, 1:], keep[:, 2:]
+    found = [
+        (ids * HASH_FIRST, keep),
+        ((pieces * HASH_FIRST).reshape(batch, -1), inside.reshape(batch, -1)),
+        (
+            (pieces[:, :, :-1] * HASH_FIRST + pieces[:, :, 1:] * HASH_SECOND).reshape(batch, -1),
+            inside[:, :, 1:].reshape(batch, -1),
+        ),
+        (last[:, :-1] * HASH_FIRST + first[:, 1:] * HASH_SECOND, next_live),
+        (ids[:, :-1] * HASH_FIRST + ids[:, 1:] * HASH_TOKEN, next_live),
+        (ids[:, :-2] * HASH_FIRST + ids[:, 2:] * HASH_SKIP, skip_live),
+    ]
+    return torch.cat([keys for keys, _ in found], dim=1), torch.cat([live for _, live in found], dim=1)
+
+
+def lookup(keys: Tensor, buckets: int) -> tuple[Tensor, Tensor]:
+    """Bucket and fingerprint (1 to 255) of each key.
+
+    Half of a new text's n-grams were never seen. Without the fingerprint each would add the weights of whatever n-gram owns its
+    bucket; with it only one in 255 of those that meet an owner does.
+    """
+    return torch.remainder(keys, buckets), torch.remainder(keys // buckets, 255) + 1
+
+
+def word_parts(vocabulary: Mapping[str, int], size: int) -> Tensor:
+    """Vocabulary size x PARTS: the character ids of every token that is a Chinese word, else zeros."""
+    table = torch.zeros(size, PARTS, dtype=torch.int64)
+    for token, index in vocabulary.items():
+        if len(token) > 1 and all("\u4e00" <= c <= "\u9fff" for c in token):
+            for position, character in enumerate(token[:PARTS]):
+                table[index, position] = vocabulary.get(character, 0)
+    return table
 
 
 def load_bert(network: SentimentNetwork, weights: Mapping[str, Tensor]) -> None:
@@ -267,10 +316,6 @@ def default_heads() -> tuple[Head, ...]:
 
 def _norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x, module.normalized_shape, module.weight.to(x.dtype), module.bias.to(x.dtype), module.eps)
-
-
-def _pairs(keep: Tensor, distance: int) -> Tensor:
-    return keep[:, :-distance] * keep[:, distance:]
 
 
 def _names(layer: Layer) -> tuple[tuple[nn.Module, str], ...]:

@@ -35,6 +35,7 @@ from stream_sentiment.training.network import (
     load_bert,
     read_bert_directory,
     to_bert,
+    word_parts,
 )
 
 # Weight of each head's loss. Intensity is a squared error on 0..3; signals are the sum over 13 outputs.
@@ -52,7 +53,6 @@ class TrainSettings:
     body_rate: float = 1.0e-4
     word_rate: float = 3.0e-4
     head_rate: float = 5.0e-4
-    wide_rate: float = 1.0e-2
     weight_decay: float = 0.01
     label_smoothing: float = 0.05
     token_mask: float = 0.10  # share of the tokens replaced by [MASK]: the regulariser, since CPU dropout is slow
@@ -93,8 +93,6 @@ class Trainer:
             weight_decay=settings.weight_decay,
         )
         tables = [{"params": [network.words.weight], "peak": settings.word_rate}]
-        if network.wide is not None:
-            tables.append({"params": [network.wide.weight], "peak": settings.wide_rate})
         self.sparse = torch.optim.SparseAdam(tables, lr=settings.word_rate, betas=(0.9, 0.98))
         self._body = body
         self._encode = torch.compile(network.encode, dynamic=True) if settings.compile else network.encode
@@ -148,7 +146,6 @@ class Trainer:
             if len(log) - _best_round(log) >= settings.patience:
                 break
         self._finish(log, evaluate)
-        save_network(self.network, self.run)
         return log
 
     def _finish(self, log: list[dict[str, Any]], evaluate: Callable[[], dict[str, float]] | None) -> None:
@@ -199,12 +196,6 @@ class Trainer:
         deep = {name: head(pooled) for name, head in self.network.heads.items()}
         losses = self._losses(deep, targets, weight, binary)
         total = torch.stack([HEAD_WEIGHT.get(k, 1.0) * v for k, v in losses.items()]).sum()
-        if self.network.wide is not None:
-            # The shortcut learns on its own: trained on the sum, it would leave everything to the encoder.
-            # Its share in the sum is fitted on dev afterwards (`model export`).
-            wide = self._losses(self.network.wide_logits(masked, lengths), targets, weight, binary)
-            total = total + torch.stack([HEAD_WEIGHT.get(k, 1.0) * v for k, v in wide.items()]).sum()
-            losses |= {f"wide_{k}": v for k, v in wide.items()}
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._body, 1.0)
         factor = min(1.0, done / 0.05 + 1e-3) * max(0.0, 1.0 - max(0.0, done - 0.05) / 0.95)
@@ -269,12 +260,13 @@ def start_network(start: Path, settings: TrainSettings) -> tuple[SentimentNetwor
     torch.manual_seed(settings.seed)
     tokenizer = (start / "tokenizer.json").read_bytes()
     if (start / "network.json").is_file():
-        network = load_network(start)
-        return network, tokenizer
+        return load_network(start), tokenizer
     config, weights = read_bert_directory(start)
     sizes = NetworkConfig.from_bert(config, max_positions=settings.max_tokens, wide_buckets=settings.wide_buckets)
     network = SentimentNetwork(sizes, default_heads())
     load_bert(network, weights)
+    if network.wide is not None:
+        network.parts.copy_(word_parts(Tokenizer.from_buffer(tokenizer).get_vocab(), sizes.vocab_size))
     heads_file = start / "heads.safetensors"
     if heads_file.is_file():
         saved = load_file(heads_file)
@@ -290,7 +282,11 @@ def start_network(start: Path, settings: TrainSettings) -> tuple[SentimentNetwor
 def average(network: SentimentNetwork, checkpoints: Sequence[Path]) -> None:
     """Load the mean of the checkpoints into the network."""
     states = [load_file(p) for p in checkpoints]
-    network.load_state_dict({k: torch.stack([s[k] for s in states]).mean(0) for k in states[0]})
+    # Buffers (integers) are the same in every checkpoint.
+    mean = {
+        k: torch.stack([s[k] for s in states]).mean(0) if v.is_floating_point() else v for k, v in states[0].items()
+    }
+    network.load_state_dict(mean)
 
 
 def save_network(network: SentimentNetwork, folder: Path) -> None:
@@ -302,7 +298,10 @@ def save_network(network: SentimentNetwork, folder: Path) -> None:
         tensors[f"heads.{name}"] = tensor.clone()
     if network.wide is not None:
         tensors["wide.weight"] = network.wide.weight.detach().clone()
-    save_file({k: v.half().contiguous() for k, v in tensors.items()}, folder / "model.safetensors")
+        tensors["wide.parts"] = network.parts.to(torch.int32)
+        tensors["wide.prints"] = network.prints.clone()
+    kept = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    save_file({k: v.contiguous() for k, v in kept.items()}, folder / "model.safetensors")
     description = {
         "config": network.config.to_json(),
         "heads": [{"name": h.name, "kind": h.kind.value, "labels": list(h.labels)} for h in network.head_specs],
@@ -326,6 +325,8 @@ def load_network(folder: Path) -> SentimentNetwork:
     if network.wide is not None:
         with torch.no_grad():
             network.wide.weight.copy_(weights["wide.weight"].float())
+            network.parts.copy_(weights["wide.parts"])
+            network.prints.copy_(weights["wide.prints"])
     return network
 
 
