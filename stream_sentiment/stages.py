@@ -31,6 +31,7 @@ class Epoch:
 
     __slots__ = (
         "alive",
+        "at_end",
         "attempts",
         "committed",
         "kind",
@@ -56,6 +57,8 @@ class Epoch:
         #: Last offset committed to Kafka; poll thread only.
         self.committed = -1
         self.alive = True
+        #: Nothing is left to read; poll thread only, and only with `--exit-when-idle`.
+        self.at_end = False
         #: From where the output topics are searched for copies, with `output.exactly_once`; what the last owner settled.
         self.settled = settled
         #: How often the partition was acquired anew because of FENCED or GAP without progress in between.
