@@ -72,6 +72,7 @@ class RecordFolder:
         self._topics = settings.topics
         self._keep_bodies = settings.output.dead_letter_bodies
         self._rules = rules
+        self._signals = rules.finder(model)
         self._model_block = model_block(model)
         self._model_version = f"{model.name}@{model.version}"
         self._bulk = bulk
@@ -140,7 +141,7 @@ class RecordFolder:
             event.sequence,
             record.score,
             record.skipped_reason,
-            record.signals,
+            self._signals.of_message(record.text, record.score, event.tenant_id),
             event.channel,
             event.attributes or NO_ATTRIBUTES,
             event.phase,

@@ -93,6 +93,8 @@ class ScoreStage:
         self._metrics.stage_duration_seconds.labels("queue").observe(started - window.closed_at)
         truncated = 0
         for record, tokens in zip(scored, tokenised, strict=True):
+            if tokens.text is not None:
+                record.text = tokens.text
             if tokens.truncated:
                 record.truncated = True
                 truncated += 1

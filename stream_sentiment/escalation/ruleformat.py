@@ -261,12 +261,34 @@ class Suppress(_Strict):
     max_open_per_tenant_per_minute: int = Field(200, ge=1)
 
 
+class PhraseLists(_Strict):
+    zh: list[str] = []
+    en: list[str] = []
+
+
+class LexiconChanges(_Strict):
+    """Changes to the lexicon of the package, signal by signal."""
+
+    add: dict[SignalName, PhraseLists] = {}
+    remove: dict[SignalName, PhraseLists] = {}
+    exceptions: dict[SignalName, PhraseLists] = Field(
+        {}, alias="except", description="longer phrases that do not count"
+    )
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class LexiconSection(LexiconChanges):
+    tenants: dict[str, LexiconChanges] = Field({}, description="further changes for one tenant")
+
+
 class RuleFile(_Strict):
     version: int | str
     defaults: Defaults = Defaults()
     rules: list[Rule] = Field(min_length=1)
     overrides: list[Override] = []
     suppress: Suppress = Suppress()
+    lexicon: LexiconSection = LexiconSection()
 
     @model_validator(mode="after")
     def _ids_are_unique(self) -> RuleFile:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import yaml
@@ -24,8 +24,12 @@ from stream_sentiment.conversation.state import ConversationState
 from stream_sentiment.conversation.turn import ConversationIdentity, Scalar, Turn
 from stream_sentiment.errors import ConfigurationError
 from stream_sentiment.escalation.conditions import Compiled, Holds, Released, compile_condition
-from stream_sentiment.escalation.ruleformat import Defaults, Rule, RuleFile
+from stream_sentiment.escalation.ruleformat import SIGNALS, Defaults, Rule, RuleFile
 from stream_sentiment.escalation.severity import Severity
+from stream_sentiment.escalation.signals import Lexicon, SignalFinder, changed_lexicon, load_lexicon
+
+if TYPE_CHECKING:
+    from stream_sentiment.scoring.bundle import ModelInfo
 
 DEFAULT_RULES = Path(__file__).with_name("default_rules.yaml")
 
@@ -90,11 +94,25 @@ class RuleSet:
     file: RuleFile
     default: RuleView
     has_timers: bool = False
+    lexicon: Lexicon | None = None  # made when it is first asked for
+    tenant_lexicons: dict[str, Lexicon] = field(default_factory=dict)
     views: dict[tuple[int, ...], RuleView] = field(default_factory=dict)
 
     @property
     def options(self) -> StateOptions:
         return self.default.options
+
+    def finder(self, model: ModelInfo | None = None) -> SignalFinder:
+        """The signals of this rule file: its lexicon, and the model's head where the model has one."""
+        if self.lexicon is None:
+            self.lexicon = changed_lexicon(load_lexicon(), self.file.lexicon)
+            self.tenant_lexicons = {
+                tenant: changed_lexicon(self.lexicon.copy(), changes)
+                for tenant, changes in self.file.lexicon.tenants.items()
+            }
+        thresholds = {} if model is None else model.signal_thresholds
+        labels = SIGNALS if model is None else model.labels.get("signals", ())
+        return SignalFinder(self.lexicon, thresholds, labels, self.tenant_lexicons)
 
     def view(self, tenant_id: str, channel: str, attributes: Mapping[str, Scalar]) -> RuleView:
         """The rules for a conversation, overrides applied. The combinations are few and compiled once."""
@@ -166,6 +184,8 @@ def parse_rules(text: str, name: str = "rules") -> RuleSet:
         except _NoSuchPath as error:
             raise ConfigurationError(f"rule file {name}: {error}") from error
     rules.has_timers = any(view.timed for view in [default, *rules.views.values()])
+    if "lexicon" in raw:
+        rules.finder()  # a mistake in it is found now
     return rules
 
 

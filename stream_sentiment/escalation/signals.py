@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import ahocorasick
 import yaml
 
 from stream_sentiment.conversation.turn import Signal
 from stream_sentiment.errors import ConfigurationError
-from stream_sentiment.escalation.ruleformat import SIGNALS
+from stream_sentiment.escalation.ruleformat import SIGNALS, LexiconChanges, PhraseLists
+
+if TYPE_CHECKING:
+    from stream_sentiment.scoring.calibration import Score
 
 LEXICON = Path(__file__).with_name("lexicon")
 
@@ -78,6 +81,22 @@ class Lexicon:
             part = _Part(number, index, len(text), ascii_start, ascii_end and not any_end)
             self._literals.setdefault(text, []).append(part)
         self._automata = None
+
+    def remove(self, phrase: str, signal: str, language: str) -> bool:
+        """Take a phrase out; False when there is none."""
+        numbers = {
+            number
+            for number, entry in enumerate(self.entries)
+            if entry.kind == "phrase" and entry.signal == signal and entry.rule_id == f"{language}:{phrase}"
+        }
+        for literal, parts in self._literals.items():
+            self._literals[literal] = [part for part in parts if part.entry not in numbers]
+        self._automata = None
+        return bool(numbers)
+
+    def copy(self) -> Lexicon:
+        """An independent lexicon with the same entries."""
+        return Lexicon(list(self.entries), {literal: list(parts) for literal, parts in self._literals.items()})
 
     def find(self, text: str) -> list[Hit]:
         """Hits that stand, in order of their end."""
@@ -186,10 +205,21 @@ class SignalFinder:
     lexicon: Lexicon
     thresholds: Mapping[str, float] = field(default_factory=dict)
     labels: Sequence[str] = SIGNALS
+    tenants: Mapping[str, Lexicon] = field(default_factory=dict)  # lexicons of tenants that have their own
+
+    def of_message(self, text: str | None, score: Score | None, tenant_id: str = "") -> tuple[Signal, ...]:
+        """Signals of a message as the worker has it: prepared text and score, None when it is not scored."""
+        if score is None or text is None:
+            return ()
+        lexicon = self.tenants.get(tenant_id, self.lexicon) if self.tenants else self.lexicon
+        return self._find(lexicon, text, score.signals)
 
     def find(self, text: str, probabilities: Sequence[float] = ()) -> tuple[Signal, ...]:
         """Signals of one message, by name; a signal that both sources see is told by both."""
-        hits = self.lexicon.find(text) if text else []
+        return self._find(self.lexicon, text, probabilities)
+
+    def _find(self, lexicon: Lexicon, text: str, probabilities: Sequence[float]) -> tuple[Signal, ...]:
+        hits = lexicon.find(text) if text else []
         if not hits and not probabilities:
             return ()
         signals: list[Signal] = []
@@ -205,6 +235,25 @@ class SignalFinder:
                 signals.append(Signal(name, "model", "signals-head", (), probability))
         signals.sort()
         return tuple(signals)
+
+
+def changed_lexicon(lexicon: Lexicon, changes: LexiconChanges) -> Lexicon:
+    """The lexicon with a rule file's changes made in it."""
+    for signal, lists in changes.remove.items():
+        for language, phrase in _phrases(lists):
+            if not lexicon.remove(phrase, signal, language):
+                raise ConfigurationError(f"lexicon: remove: {signal} has no {language} phrase {phrase!r}")
+    for signal, lists in changes.add.items():
+        for language, phrase in _phrases(lists):
+            lexicon.add("phrase", phrase, signal, language)
+    for signal, lists in changes.exceptions.items():
+        for language, phrase in _phrases(lists):
+            lexicon.add("except", phrase, signal, language)
+    return lexicon
+
+
+def _phrases(lists: PhraseLists) -> list[tuple[str, str]]:
+    return [("zh", phrase) for phrase in lists.zh] + [("en", phrase) for phrase in lists.en]
 
 
 def load_lexicon(languages: Sequence[str] = ("zh", "en"), folder: Path = LEXICON) -> Lexicon:

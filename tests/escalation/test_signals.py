@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from turn_builders import score
 
 from stream_sentiment.errors import ConfigurationError
 from stream_sentiment.escalation.ruleformat import SIGNALS
+from stream_sentiment.escalation.rules import parse_rules
 from stream_sentiment.escalation.signals import Lexicon, SignalFinder, extend_lexicon, load_lexicon
 
 FINDER = SignalFinder(load_lexicon())
@@ -172,3 +174,35 @@ def test_a_broken_lexicon_is_refused(raw: object) -> None:
 def test_hostile_text_costs_no_more_than_its_length() -> None:
     """Not a timing: a text of nothing but first halves of phrases ends, with nothing found."""
     assert FINDER.find("找" * 100_000 + "叫" * 100_000) == ()
+
+
+def test_a_rule_file_changes_the_lexicon_for_all_and_for_one_tenant() -> None:
+    rules = parse_rules(
+        """
+version: 1
+rules: [{id: a, when: {signal: churn}}]
+lexicon:
+  add: {churn: {en: [off to the rival], zh: [找下家]}}
+  remove: {thanks: {en: [cheers]}}
+  except: {churn: {en: [never again in my life]}}
+  tenants: {pub: {add: {thanks: {en: [cheers]}}}}
+"""
+    )
+    finder = rules.finder()
+    said = score(0.0)
+
+    def names(text: str, tenant: str = "") -> list[str]:
+        return [hit.name for hit in finder.of_message(text, said, tenant)]
+
+    assert names("off to the rival then") == names("我去找下家了") == ["churn"]
+    assert (names("cheers mate"), names("cheers mate", "pub")) == ([], ["thanks"])
+    assert names("never again") == ["churn"]
+    assert names("never again in my life") == []
+    assert rules.finder() == finder
+    assert finder.of_message("cheers", None) == finder.of_message(None, said) == ()
+
+
+@pytest.mark.parametrize("section", ["{remove: {thanks: {en: [no such phrase]}}}", "{add: {thanks: {en: ['']}}}"])
+def test_a_lexicon_change_that_cannot_be_made_is_refused(section: str) -> None:
+    with pytest.raises(ConfigurationError):
+        parse_rules(f"version: 1\nrules: [{{id: a, when: {{signal: churn}}}}]\nlexicon: {section}")
