@@ -197,7 +197,8 @@ def test_settled_positions_shorten_the_search(road: Road, monkeypatch: pytest.Mo
     assert copies(ids(road)) == {}
 
 
-def test_three_workers_killed_again_and_again_publish_each_dead_letter_once(road: Road) -> None:
+@pytest.mark.slow
+def test_workers_killed_again_and_again_publish_each_dead_letter_once(road: Road) -> None:
     events = 600
     settings = {
         "kafka.bootstrap_servers": road.broker.bootstrap_servers,

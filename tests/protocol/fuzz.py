@@ -301,7 +301,6 @@ def main() -> int:
             (ERASURE_WITHOUT_FENCE, options.controls, True),
             (UNFENCED, options.controls, True),
             (UNPROBED, options.controls, True),
-            (BARRIERLESS, options.controls * 5, True),
             (HASTY, options.controls, True),
         ):
             tables = []
