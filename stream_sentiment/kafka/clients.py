@@ -37,6 +37,19 @@ AUTHENTICATION_ERRORS = frozenset(
 )
 
 
+#: The last refusal by bootstrap servers. librdkafka tells a client's error callback why it was refused, and its caller only that
+#: nobody answered; `first_contact` brings the two together.
+_refusals: dict[str, KafkaError] = {}
+
+
+def _note_refusals(bootstrap_servers: str) -> Callable[[KafkaError], None]:
+    def note(error: KafkaError) -> None:
+        if error.code() in AUTHENTICATION_ERRORS:
+            _refusals[bootstrap_servers] = error
+
+    return note
+
+
 def _milliseconds(duration: timedelta) -> int:
     return round(duration.total_seconds() * 1000)
 
@@ -51,6 +64,7 @@ def common_config(settings: KafkaSettings, logger: Any = None) -> dict[str, Any]
         "topic.metadata.refresh.interval.ms": 30_000,
         # Client metrics would be pushed to the broker by default (KIP-714); ours are scraped.
         "enable.metrics.push": False,
+        "error_cb": _note_refusals(settings.bootstrap_servers),
     }
     optional: dict[str, object | None] = {
         "sasl.mechanism": settings.sasl_mechanism,
@@ -120,7 +134,8 @@ def first_contact(client: Consumer | Producer, bootstrap_servers: str, timeout: 
     try:
         return client.list_topics(timeout=timeout)
     except KafkaException as error:
-        cause = error.args[0]
+        client.poll(0)  # serves the error callback
+        cause = _refusals.pop(bootstrap_servers, error.args[0])
         if cause.code() in AUTHENTICATION_ERRORS:
             raise ConfigurationError(
                 f"Kafka at {bootstrap_servers} refused us: {cause.str()}. Check kafka.security_protocol, sasl_* and ssl_*."
