@@ -28,6 +28,7 @@ from stream_sentiment.kafka.embedded import EmbeddedKafka
 from stream_sentiment.observability.logs import kafka_logger
 from stream_sentiment.settings import Settings, load_settings
 from stream_sentiment.store.embedded import EmbeddedRedis
+from stream_sentiment.store.redis import SCRIPTS
 
 if TYPE_CHECKING:
     from stream_sentiment.scoring.scorer import Scorer
@@ -138,6 +139,11 @@ class Demo:
             redis = stack.enter_context(EmbeddedRedis())
             # Which Redis it found: a person's first question when it is slow.
             self.redis = redis.source.kind
+            if redis.source.executable is None:
+                # fakeredis closes a connection after an error reply, so that the NOSCRIPT of a pipeline never arrives.
+                with redis.client() as client:
+                    for script in SCRIPTS:
+                        client.script_load(script.source)
             settings = demo_settings(kafka.bootstrap_servers, redis.url)
             topics = settings.topics
             outputs = (topics.scored, topics.conversation_state, topics.escalations, topics.dead_letters)

@@ -15,6 +15,7 @@ from stream_sentiment.demo.player import schedule
 from stream_sentiment.demo.runner import Demo, Pace
 from stream_sentiment.demo.summary import summary
 from stream_sentiment.demo.view import Frame
+from stream_sentiment.store import embedded
 from stream_sentiment.testing.worker import environment
 from tests.demo.words import WordScorer
 
@@ -75,6 +76,16 @@ def test_what_is_sent_comes_back_scored_escalated_recovered_and_as_a_dead_letter
     figures = summary(floor, redis=demo.redis, seconds=demo.now(), speed=None)
     assert (figures["events"], figures["scored"], figures["dead_letters"]) == (17, 16, 1)
     assert figures["model"]["name"] == "words"
+
+
+def test_where_there_is_no_redis_server_the_imitation_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "find_redis", lambda: embedded.RedisSource("fakeredis", None))
+
+    floor, demo = run(Pace(None))
+
+    assert demo.redis == "fakeredis"
+    assert floor.scored == 16
+    assert floor.rows["t", "recovers"].resolution == "recovered"
 
 
 def test_the_screen_is_drawn_through_all_stages_and_the_end_shows_everything() -> None:
