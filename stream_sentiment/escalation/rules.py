@@ -27,6 +27,7 @@ from stream_sentiment.escalation.conditions import Compiled, Holds, Released, co
 from stream_sentiment.escalation.ruleformat import SIGNALS, Defaults, Rule, RuleFile
 from stream_sentiment.escalation.severity import Severity
 from stream_sentiment.escalation.signals import Lexicon, SignalFinder, changed_lexicon, load_lexicon
+from stream_sentiment.escalation.yamlmarks import Marks
 
 if TYPE_CHECKING:
     from stream_sentiment.scoring.bundle import ModelInfo
@@ -170,7 +171,7 @@ def parse_rules(text: str, name: str = "rules") -> RuleSet:
     try:
         file = RuleFile.model_validate(raw)
     except ValidationError as error:
-        raise _configuration_error(name, "", error) from error
+        raise _configuration_error(name, "", error, text) from error
     content = orjson.dumps(raw, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=str)
     version = f"{file.version}-{sha256(content).hexdigest()[:12]}"
     default = _compile(file, version)
@@ -306,18 +307,12 @@ def _compile_rule(rule: Rule, place: int, defaults: Defaults) -> CompiledRule:
     )
 
 
-def _configuration_error(name: str, prefix: str, error: ValidationError) -> ConfigurationError:
-    lines = [f"rule file {name} has {error.error_count()} mistake(s):"]
-    lines += [f"  {prefix}{_where(e['loc'])}: {_what(e)}" for e in error.errors()]
+def _configuration_error(name: str, prefix: str, error: ValidationError, text: str = "") -> ConfigurationError:
+    marks = Marks(text)
+    lines = [f"rule file {name} has {error.error_count()} mistake(s); `stream-sentiment rules lint {name}` says more:"]
+    for item in error.errors():
+        mark = marks.of(marks.known(item["loc"]))
+        place = f"line {mark.line}, column {mark.column}: " if text else ""
+        where = ".".join(str(part) for part in item["loc"]) or "file"
+        lines.append(f"  {place}{prefix}{where}: {str(item['msg']).removeprefix('Value error, ')}")
     return ConfigurationError("\n".join(lines))
-
-
-def _where(location: tuple[str | int, ...]) -> str:
-    return ".".join(str(part) for part in location) or "file"
-
-
-def _what(error: Any) -> str:
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        return "unknown key"
-    return message
