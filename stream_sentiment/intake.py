@@ -90,6 +90,8 @@ class Intake:
         self._stopping = False
         self._failure: BaseException | None = None
         self._next_commit = 0.0
+        #: Of the stop; leaving the group revokes all partitions, and that drain must not begin a second budget.
+        self._stop_deadline: float | None = None
         self._time = metrics.consumer_time_seconds_total.of()
         self._assignment = Assignment(
             settings,
@@ -148,8 +150,8 @@ class Intake:
                 if self._idle_long_enough():
                     break
             if self._failure is None:
-                deadline = time.monotonic() + self._settings.worker.drain_timeout.total_seconds()
-                self._drain(deadline, "drain", list(self._assignment.epochs.values()))
+                self._stop_deadline = time.monotonic() + self._settings.worker.drain_timeout.total_seconds()
+                self._drain(self._stop_deadline, "drain", list(self._assignment.epochs.values()))
         finally:
             self._close()
             self._time.stop()
@@ -323,6 +325,8 @@ class Intake:
         if self._failure is not None:
             return
         started = time.monotonic()
+        if self._stop_deadline is not None:
+            deadline = min(deadline, self._stop_deadline)
         while not self._offer_held(POLL_SECONDS) and time.monotonic() < deadline:
             self._health.beat("intake")
         if self._held is None and len(self._window):

@@ -8,7 +8,7 @@ KafkaException or TimeoutError: try again.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
@@ -66,8 +66,8 @@ class CopySearch:
             ends.setdefault(place.topic, {})[place.partition] = future.result(timeout=REQUEST_SECONDS).offset
         return ends
 
-    def ids(self, start: Positions, ends: Positions) -> set[str]:
-        """Ids of the records from `start` (where it names no position: the oldest) up to `ends`."""
+    def ids(self, start: Positions, ends: Positions, cancelled: Callable[[], bool] = lambda: False) -> set[str]:
+        """Ids of the records from `start` (where it names no position: the oldest) up to `ends`; none once it is cancelled."""
         waiting = {
             (topic, number): end
             for topic, partitions in ends.items()
@@ -84,16 +84,16 @@ class CopySearch:
                     for topic, number in waiting
                 ]
             )
-            return _read(consumer, waiting)
+            return _read(consumer, waiting, cancelled)
         finally:
             consumer.close()
 
 
-def _read(consumer: Consumer, waiting: dict[tuple[str, int], int]) -> set[str]:
+def _read(consumer: Consumer, waiting: dict[tuple[str, int], int], cancelled: Callable[[], bool]) -> set[str]:
     """Reads until every partition has reached its end; transaction markers count, so the end is told by EOF events, too."""
     found: set[str] = set()
     deadline = time.monotonic() + SEARCH_SECONDS
-    while waiting:
+    while waiting and not cancelled():
         if time.monotonic() > deadline:
             raise TimeoutError(f"the output topics could not be read to their end: {sorted(waiting)} are held up")
         for message in consumer.consume(BATCH, 0.1):

@@ -286,13 +286,15 @@ class TransactionalPublisher:
                 ends = self._search.ends()
                 topic, partition = lane.epoch.partition
                 barrier = self._search.end_offsets([KafkaPartition(topic, partition)])[topic][partition]
-                present = self._search.ids(decode_positions(lane.epoch.settled), ends)
+                settled = decode_positions(lane.epoch.settled)
+                present = self._search.ids(settled, ends, cancelled=lambda: lane.released)
             except (KafkaException, TimeoutError) as error:
                 log.warning("copy_search_failed", reason=str(error))
                 time.sleep(RETRY_SECONDS)
                 continue
-            lane.producer = producer
-            return present, barrier
+            if not lane.released:
+                lane.producer = producer
+                return present, barrier
         raise ProducerBroken("released while it was opened")
 
     def _send(self, lane: _Lane, entries: list[Entry]) -> _Sent:

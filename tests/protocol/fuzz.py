@@ -301,6 +301,7 @@ def main() -> int:
             (ERASURE_WITHOUT_FENCE, options.controls, True),
             (UNFENCED, options.controls, True),
             (UNPROBED, options.controls, True),
+            (BARRIERLESS, options.controls, True),
             (HASTY, options.controls, True),
         ):
             tables = []
