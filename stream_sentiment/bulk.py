@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from stream_sentiment.conversation.options import StateOptions
 from stream_sentiment.conversation.state import ConversationState
@@ -219,6 +219,14 @@ class BulkPublisher:
             except BufferError:
                 # A bounded queue: the client sheds records after delivery.timeout, so this ends.
                 producer.poll(0.05)
+            except KafkaException as error:
+                # A topic that the broker has refused before is refused here, without a delivery report.
+                if error.args[0].fatal():
+                    raise
+                self._errors += 1
+                self._metrics.produce_total.labels(topic, "error").inc()
+                log.error("publish_failed", topic=topic, reason=error.args[0].name())
+                return
 
 
 def traceparent_of(record: Record) -> bytes | None:

@@ -231,8 +231,9 @@ class KafkaPublisher:
             except BufferError:
                 self._producer.poll(0.05)
             except KafkaException as error:
-                # librdkafka itself refuses what exceeds message.max.bytes: a delivery report for it never comes.
-                if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                # librdkafka itself refuses what exceeds message.max.bytes, and topics that the broker has refused before: a
+                # delivery report for these never comes. Only a broken client cannot go on.
+                if error.args[0].fatal():
                     raise
                 self._outbox.failed(entry, error.args[0])
                 return
