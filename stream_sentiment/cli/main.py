@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from stream_sentiment import __version__
-from stream_sentiment.cli import config, dead_letters, rules, schemas, topics
+from stream_sentiment.cli import config, dead_letters, dev, rules, schemas, topics
 from stream_sentiment.cli.bench import bench
 from stream_sentiment.cli.check import check
 from stream_sentiment.cli.conversation import app as conversation_app
@@ -58,6 +58,7 @@ app.add_typer(topics.app, name="topics", help="The Kafka topics that the worker 
 app.add_typer(conversation_app, name="conversation", help="Look at one conversation, or forget it.")
 app.add_typer(rules.app, name="rules", help="Check and read rule files.")
 app.add_typer(dead_letters.app, name="dead-letters", help="Records that could not be worked on.")
+app.add_typer(dev.app, name="dev", help="The whole system on this machine, without Docker.")
 app.add_typer(model_app, name="model", help="Train, export, evaluate and verify model bundles.")
 
 

@@ -7,6 +7,7 @@ a drill takes seconds. What the expression means does not change; its `for` and 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import re
 import shutil
@@ -23,7 +24,7 @@ from confluent_kafka import Producer
 
 from stream_sentiment.local_process import LocalProcess, free_port
 from stream_sentiment.testing.events import SCRIPTS, encode, record_key, timestamp
-from stream_sentiment.testing.mock_kafka import MockKafka
+from stream_sentiment.testing.mock_kafka import ApiKey, MockKafka
 from stream_sentiment.testing.redis import RedisServer
 from stream_sentiment.testing.worker import WorkerProcess
 from tests.deploy.promql import alerts
@@ -203,6 +204,13 @@ class Stack:
     def retarget(self) -> None:
         self.prometheus.scrape([worker.http_port for worker in self.workers])
 
+    def refuse(self, topic: str, error: int, times: int) -> None:
+        """Answer the next produce requests for the topic (of one partition) with this error code."""
+        codes = [error] * times
+        types = (ctypes.c_char_p, ctypes.c_int32, ctypes.c_int16, ctypes.c_size_t, *[ctypes.c_int] * times)
+        name = "mock_partition_push_request_errors"
+        self.kafka._checked(name, types, topic.encode(), 0, ApiKey.PRODUCE, times, *codes)
+
     def value(self, query: str) -> float:
         """The sum of an instant vector; 0 when it is empty."""
         return sum(value for _, value in self.prometheus.query(query))
@@ -217,13 +225,13 @@ class Stack:
             time.sleep(0.25)
         return time.monotonic() - started
 
-    def until_true(self, expression: str, seconds: float = 40.0) -> float:
+    def until_true(self, expression: str, seconds: float = 90.0) -> float:
         return self.until(lambda: bool(self.prometheus.query(expression)), seconds, f"true: {expression}")
 
-    def until_false(self, expression: str, seconds: float = 60.0) -> float:
+    def until_false(self, expression: str, seconds: float = 90.0) -> float:
         return self.until(lambda: not self.prometheus.query(expression), seconds, f"false: {expression}")
 
-    def until_caught_up(self, seconds: float = 60.0) -> None:
+    def until_caught_up(self, seconds: float = 90.0) -> None:
         query = "stream_sentiment_consumer_lag_events"
         self.until(
             lambda: len(self.prometheus.query(query)) >= PARTITIONS and self.value(query) == 0,
