@@ -27,7 +27,7 @@ from stream_sentiment.testing.events import SCRIPTS, encode, record_key, timesta
 from stream_sentiment.testing.mock_kafka import ApiKey, MockKafka
 from stream_sentiment.testing.redis import RedisServer
 from stream_sentiment.testing.worker import WorkerProcess
-from tests.deploy.promql import alerts
+from tests.deploy.promql import alerts, rules
 
 PARTITIONS = 4
 TOPICS = {
@@ -57,6 +57,16 @@ def alert_expression(name: str, severity: str | None = None) -> str:
     """The shipped expression of an alert."""
     (rule, *_) = [r for r in alerts() if r["alert"] == name and severity in (None, r["labels"]["severity"])]
     return str(rule["expr"])
+
+
+def alert_query(name: str) -> str:
+    """The compressed expression; `DlqRatio:page` is the rule of that severity. Recorded ratios are computed in place, compressed."""
+    alert, _, severity = name.partition(":")
+    query = alert_expression(alert, severity or None)
+    for rule in rules():
+        if "record" in rule and rule["record"] in query:
+            query = query.replace(rule["record"], f"({rule['expr']})")
+    return compressed(query)
 
 
 class Prometheus:
@@ -182,6 +192,8 @@ class Stack:
         self.redis = redis
         self.prometheus = prometheus
         self.workers: list[WorkerProcess] = []
+        self.timeline: list[str] = []
+        self._drill_since = time.monotonic()
         self.load = Load(kafka.bootstrap_servers, 40.0)
         self.settings = {
             "kafka.bootstrap_servers": kafka.bootstrap_servers,
@@ -225,11 +237,25 @@ class Stack:
             time.sleep(0.25)
         return time.monotonic() - started
 
-    def until_true(self, expression: str, seconds: float = 90.0) -> float:
-        return self.until(lambda: bool(self.prometheus.query(expression)), seconds, f"true: {expression}")
+    def begin(self, drill: str) -> None:
+        """A new drill in the timeline."""
+        self._drill_since = time.monotonic()
+        self.timeline.append(f"\n{drill}")
 
-    def until_false(self, expression: str, seconds: float = 90.0) -> float:
-        return self.until(lambda: not self.prometheus.query(expression), seconds, f"false: {expression}")
+    def note(self, what: str) -> None:
+        """A line of the timeline, with the seconds since the drill began."""
+        self.timeline.append(f"{time.monotonic() - self._drill_since:7.1f} s  {what}")
+
+    def until_true(self, alert: str, seconds: float = 90.0, expression: str | None = None) -> None:
+        """Wait until the alert's expression, compressed, gives something."""
+        expression = expression or alert_query(alert)
+        self.until(lambda: bool(self.prometheus.query(expression)), seconds, f"true: {expression}")
+        self.note(f"{alert} is true")
+
+    def until_false(self, alert: str, seconds: float = 90.0, expression: str | None = None) -> None:
+        expression = expression or alert_query(alert)
+        self.until(lambda: not self.prometheus.query(expression), seconds, f"false: {expression}")
+        self.note(f"{alert} is false")
 
     def until_caught_up(self, seconds: float = 90.0) -> None:
         query = "stream_sentiment_consumer_lag_events"

@@ -88,6 +88,9 @@ class SecuredKafka(KafkaBroker):
             "super.users": "User:ANONYMOUS",
         }
 
+    def _wait_for_leaders(self, timeout_s: float) -> None:
+        super()._wait_for_leaders(max(timeout_s, 180.0))  # keys and SCRAM take a busy machine its time
+
     def allow(self, kind: ResourceType, name: str, *operations: AclOperation) -> None:
         """Add ACLs for the worker's user."""
         self._change(kind, name, operations, remove=False)

@@ -140,13 +140,13 @@ def test_a_missing_right_on_an_output_is_named_by_check(secured: SecuredKafka, s
         status, report = check(settings)
     finally:
         secured.allow(ResourceType.TOPIC, "escalation.events", AclOperation.WRITE)
-    assert status == 1
+    assert status == 78
     assert "no WRITE permission on escalation.events" in json.dumps(report)
 
 
 def test_a_missing_right_on_the_group_is_named_by_check(secured: SecuredKafka, settings: dict[str, str]):
     status, report = check({**settings, "kafka.group_id": "somebody-elses"})
-    assert status == 1
+    assert status == 78
     assert "group somebody-elses" in json.dumps(report)
 
 
@@ -156,5 +156,5 @@ def test_a_missing_right_on_an_input_is_named_by_check(secured: SecuredKafka, se
         status, report = check(settings)
     finally:
         secured.allow(ResourceType.TOPIC, "chat.messages", AclOperation.READ)
-    assert status == 1
+    assert status == 78
     assert "no READ permission on chat.messages" in json.dumps(report)
