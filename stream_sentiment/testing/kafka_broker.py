@@ -115,7 +115,7 @@ class KafkaBroker(TopicsByAdmin):
         )
         self._process.start()
         try:
-            self._wait_for_leaders(timeout_s=60)
+            self._wait_for_leaders(timeout_s=180)  # 2 s on an idle machine
         except ServiceUnavailable:
             self.stop()
             raise
