@@ -361,6 +361,10 @@ class ApplyStage:
         if epoch.alive:  # else the next owner finds the entries in Redis
             for name, (entry, trigger_ms) in batch.outputs.items():
                 self._outbox.add(epoch, name, entry, trigger_ms)
+        for record in batch.records:
+            if record.canary_ms is not None:
+                self._metrics.heartbeat_timestamp_seconds.labels("applied").set(record.canary_ms / 1000)
+                self._metrics.canary_roundtrip_seconds.observe(max(0, now_ms - record.canary_ms) / 1000)
         topic, partition = epoch.partition
         batch.tally.settle()
         observe_all(

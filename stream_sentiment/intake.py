@@ -22,6 +22,7 @@ from confluent_kafka import (
 
 from stream_sentiment.assignment import Assignment
 from stream_sentiment.batching import ArrivalWindow
+from stream_sentiment.canary import canary_time
 from stream_sentiment.clock import Clock
 from stream_sentiment.errors import ConfigurationError, ServiceUnavailable
 from stream_sentiment.events.envelope import header_map
@@ -31,7 +32,7 @@ from stream_sentiment.flow import Flow
 from stream_sentiment.kafka.clients import AUTHENTICATION_ERRORS, consumer_config
 from stream_sentiment.observability.broker_statistics import STATISTICS_MILLISECONDS, BrokerStatistics
 from stream_sentiment.observability.health import HealthState
-from stream_sentiment.observability.labels import ConsumerState
+from stream_sentiment.observability.labels import ConsumerState, EventKind
 from stream_sentiment.observability.logs import get_logger, kafka_logger
 from stream_sentiment.observability.metrics import Metrics
 from stream_sentiment.positions import Positions
@@ -232,14 +233,20 @@ class Intake:
         if timestamp_type == TIMESTAMP_NOT_AVAILABLE:
             timestamp_ms = received_ms
         record = Record(epoch, offset, timestamp_ms, received_ms, message.key(), value, raw_headers, outcome)
-        if not isinstance(outcome, Skip | InvalidEvent):
+        kind: str = epoch.kind
+        if isinstance(outcome, Skip):
+            record.canary_ms = canary_time(raw_headers)
+            if record.canary_ms is not None:
+                kind = EventKind.HEARTBEAT
+                self._metrics.heartbeat_timestamp_seconds.labels("consumed").set(record.canary_ms / 1000)
+        elif not isinstance(outcome, InvalidEvent):
             record.text, record.language, record.skipped_reason, record.truncated = route(outcome, self._routing)
         size = len(value) if value is not None else 0
         self._window.add(record, size, now)
         self._window_bytes += size
         epoch.at_end = False
         self._idle_since = None
-        self._metrics.events_consumed_total.labels(place[0], epoch.kind).inc()
+        self._metrics.events_consumed_total.labels(place[0], kind).inc()
         self._metrics.consumed_bytes_total.labels(place[0]).inc(size)
         if record.truncated:
             self._metrics.events_truncated_total.labels("chars").inc()

@@ -95,6 +95,8 @@ class Record:
     score: Score | None = None
     #: Set when the model failed on this record alone.
     poison: str | None = None
+    #: When a canary was published, milliseconds since the epoch; None for everything else.
+    canary_ms: int | None = None
     batch_size: int = 0
     inference_ms: float = 0.0
     queue_ms: float = 0.0

@@ -10,6 +10,7 @@ import typer
 from stream_sentiment import __version__
 from stream_sentiment.cli import config, dead_letters, dev, rules, schemas, topics
 from stream_sentiment.cli.bench import bench
+from stream_sentiment.cli.canary import canary
 from stream_sentiment.cli.check import check
 from stream_sentiment.cli.conversation import app as conversation_app
 from stream_sentiment.cli.demo import demo
@@ -52,6 +53,7 @@ app.command()(demo)
 app.command()(score)
 app.command()(check)
 app.command()(bench)
+app.command()(canary)
 app.add_typer(config.app, name="config", help="Show the settings in force.")
 app.add_typer(schemas.app, name="schemas", help="The wire contract as JSON Schema.")
 app.add_typer(topics.app, name="topics", help="The Kafka topics that the worker needs.")

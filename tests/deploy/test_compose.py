@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "deploy/docker/Dockerfile").read_text()
-OURS = {"worker", "worker-gpu", "topics", "load", "secrets"}
+OURS = {"worker", "worker-gpu", "topics", "load", "canary", "secrets"}
 
 #: Variables with the prefix that name no field of the settings.
 SPECIAL = {"STREAM_SENTIMENT_SECRETS_DIR", "STREAM_SENTIMENT_CONFIG", "STREAM_SENTIMENT_BUILD_COMMIT"}

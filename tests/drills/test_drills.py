@@ -6,6 +6,7 @@ One system for all of them, as a night on call has one. Windows are in seconds (
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from stream_sentiment.canary import publish
+from stream_sentiment.settings import load_settings
 from stream_sentiment.store.keys import TopicPartition
 from stream_sentiment.store.redis import StateStore
 from stream_sentiment.testing.events import chat_message
@@ -204,6 +207,27 @@ def test_a_model_that_hangs(stack: Stack):
     (stack.directory / "sleep").unlink()
     stack.note("the model goes on")
     stack.until_false("ConsumerStalled")
+
+
+def test_the_canary_stops_and_sings_again(stack: Stack):
+    query = alert_query("CanaryMissing").replace("> 120", "> 6")
+    settings = load_settings(kafka={"bootstrap_servers": stack.kafka.bootstrap_servers})
+    assert stack.prometheus.query(query) == []
+    for what in ("the canary sings", "it sings again"):
+        stop = threading.Event()
+        singer = threading.Thread(target=publish, args=(settings, 0.5, stop))
+        singer.start()
+        stack.note(what)
+        newest = 'time() - stream_sentiment_heartbeat_timestamp_seconds{stage="applied"} < 5'
+        stack.until_true("a fresh canary has been applied", expression=newest)
+        assert stack.prometheus.query(query) == []
+        stop.set()
+        singer.join(10)
+        if what == "the canary sings":
+            stack.note("it stops")
+            stack.until_true("CanaryMissing", expression=query)
+    assert stack.value("stream_sentiment_canary_roundtrip_seconds_count") > 4
+    assert stack.value('stream_sentiment_events_consumed_total{kind="heartbeat"}') > 4
 
 
 def test_the_last_worker_leaves_and_comes_back(stack: Stack):
