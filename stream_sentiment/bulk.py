@@ -125,7 +125,7 @@ class BulkPublisher:
         if score is not None and event.rating is not None:
             disagreement = abs((event.rating - 3) / 2 - score.score) >= RATING_DISAGREEMENT
         created_at = envelope.rfc3339(decoded.at_ms)
-        value = {
+        value: dict[str, Any] = {
             "tenant_id": event.tenant_id,
             "product_id": event.product_id,
             "review_id": event.review_id,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicCollection
-from confluent_kafka.admin import AclOperation, AdminClient, ClusterMetadata  # type: ignore[attr-defined]
+from confluent_kafka.admin import AclOperation, AdminClient, ClusterMetadata
 
 from stream_sentiment.errors import ServiceUnavailable, StreamSentimentError
 from stream_sentiment.kafka.clients import common_config, first_contact

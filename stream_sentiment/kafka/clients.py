@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
-from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]
+from confluent_kafka.admin import ClusterMetadata
 
 from stream_sentiment.errors import ConfigurationError, ServiceUnavailable
 from stream_sentiment.settings import GroupProtocol, KafkaSettings
@@ -132,7 +132,8 @@ def first_contact(client: Consumer | Producer, bootstrap_servers: str, timeout: 
         ServiceUnavailable: nobody answered within `timeout` seconds.
     """
     try:
-        return client.list_topics(timeout=timeout)
+        metadata: ClusterMetadata = client.list_topics(timeout=timeout)
+        return metadata
     except KafkaException as error:
         client.poll(0)  # serves the error callback
         cause = _refusals.pop(bootstrap_servers, error.args[0])

@@ -57,7 +57,7 @@ class CopySearch:
     def end_offsets(self, places: Sequence[TopicPartition]) -> Positions:
         """The high watermarks of these partitions."""
         futures = self._admin.list_offsets(
-            {place: OffsetSpec.latest() for place in places},
+            {place: OffsetSpec.latest() for place in places},  # type: ignore[no-untyped-call]
             isolation_level=IsolationLevel.READ_UNCOMMITTED,
             request_timeout=REQUEST_SECONDS,
         )
@@ -100,7 +100,8 @@ def _read(consumer: Consumer, waiting: dict[tuple[str, int], int], cancelled: Ca
             place = (message.topic() or "", message.partition() or 0)
             error = message.error()
             if error is None:
-                if identity := record_id(message.headers() or []):
+                headers: Any = message.headers() or []  # typed as a union of a dictionary and pairs; it is pairs
+                if identity := record_id(headers):
                     found.add(identity)
                 reached = (message.offset() or 0) + 1
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (librdkafka's own names)
