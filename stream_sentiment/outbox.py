@@ -29,6 +29,9 @@ FORGET_COUNT, FORGET_SECONDS = 64, 0.2
 #: A record that Kafka refused is sent again after this long, doubled up to the second figure.
 RETRY_FIRST_SECONDS, RETRY_LAST_SECONDS = 0.5, 30.0
 
+#: The longest a record that goes alone waits for the others to be gone, and then for its own acknowledgement.
+ALONE_SECONDS = 5.0
+
 log = get_logger("outbox")
 
 
@@ -58,6 +61,8 @@ class Entry:
     since: float
     trigger_ms: int | None = None
     attempts: int = 0
+    #: To be sent in a batch of its own: a broker refuses a whole batch for its size, and does not say which record was too large.
+    alone: bool = False
 
 
 class Outbox:
@@ -133,7 +138,9 @@ class Outbox:
             self._metrics.dead_letter_total.labels(_error_class(entry.record), "failed").inc()
         entry.attempts += 1
         if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE):
-            entry.record = shrink(entry.record, self._dlq_topic)
+            if entry.alone:
+                entry.record = shrink(entry.record, self._dlq_topic)
+            entry.alone = True
         wait = min(RETRY_LAST_SECONDS, RETRY_FIRST_SECONDS * 2 ** min(entry.attempts - 1, 16))
         heapq.heappush(self._retries, (self._clock() + wait, next(self._order), entry))
         log.error("publish_failed", topic=entry.record.topic, reason=error.name(), attempts=entry.attempts)
@@ -215,6 +222,8 @@ class KafkaPublisher:
     def send(self, entry: Entry) -> None:
         """Produce one record, waiting while the local queue is full."""
         record = entry.record
+        if entry.alone:
+            self._producer.flush(ALONE_SECONDS)
 
         def report(error: KafkaError | None, _message: Message) -> None:
             if error is None:
@@ -227,6 +236,8 @@ class KafkaPublisher:
                 self._producer.produce(
                     record.topic, value=record.value, key=record.key, headers=list(record.headers), on_delivery=report
                 )
+                if entry.alone:
+                    self._producer.flush(ALONE_SECONDS)
                 return
             except BufferError:
                 self._producer.poll(0.05)

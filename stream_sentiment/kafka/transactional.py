@@ -60,10 +60,10 @@ class ProducerBroken(Exception):
 
 @dataclass(slots=True)
 class _Sent:
-    """How a transaction ended. `refused` is the entry that Kafka will not take, with its reason."""
+    """How a transaction ended. `refused` are the entries that Kafka did not take, each with its reason."""
 
     committed: bool
-    refused: tuple[Entry, KafkaError] | None = None
+    refused: list[tuple[Entry, KafkaError]] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -186,8 +186,7 @@ class TransactionalPublisher:
             if lane.sending is not None and lane.sending.done():
                 self._sent(lane)
             if lane.open and lane.sending is None and lane.queue and self._clock() >= lane.retry_at:
-                count = min(ENTRIES_PER_TRANSACTION, len(lane.queue))
-                lane.under_way = [lane.queue.popleft() for _ in range(count)]
+                lane.under_way = _next_entries(lane.queue)
                 lane.sending = self._pool.submit(self._send, lane, lane.under_way)
 
     def _opened(self, lane: _Lane) -> None:
@@ -217,12 +216,12 @@ class TransactionalPublisher:
             for entry in entries:
                 self._outbox.delivered(entry)
             return
-        refused = result.refused[0] if result.refused is not None else None
-        # The others were aborted with it: first in line again, in their order.
-        lane.queue.extendleft(reversed([entry for entry in entries if entry is not refused]))
-        if result.refused is not None:
-            self._outbox.failed(*result.refused)
-        else:
+        # The others were aborted with them: first in line again, in their order.
+        refused = {entry for entry, _ in result.refused}
+        lane.queue.extendleft(entry for entry in reversed(entries) if entry not in refused)
+        for entry, refusal in result.refused:
+            self._outbox.failed(entry, refusal)
+        if not refused:
             lane.retry_at = self._clock() + RETRY_SECONDS
 
     def _broken(self, lane: _Lane, reason: str) -> None:
@@ -317,7 +316,7 @@ class TransactionalPublisher:
             if not error.args[0].txn_requires_abort():
                 raise ProducerBroken(error.args[0].str()) from error
         self._abort(lane, producer)
-        return _Sent(committed=False, refused=refusals[0] if refusals else None)
+        return _Sent(committed=False, refused=refusals)
 
     def _abort(self, lane: _Lane, producer: Producer) -> None:
         try:
@@ -348,6 +347,14 @@ class TransactionalPublisher:
 
 class _MustAbort(Exception):
     """The transaction can only be aborted; its records may be sent again in a new one."""
+
+
+def _next_entries(queue: deque[Entry]) -> list[Entry]:
+    """The entries of one transaction; one that must go alone goes alone."""
+    entries = [queue.popleft()]
+    while queue and len(entries) < ENTRIES_PER_TRANSACTION and not entries[0].alone and not queue[0].alone:
+        entries.append(queue.popleft())
+    return entries
 
 
 def _produce(producer: Producer, entry: Entry, refusals: list[tuple[Entry, KafkaError]]) -> None:

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException, Producer
 from stream_sentiment.kafka.outbox_record import record_id
 from stream_sentiment.store.redis import StateStore
 from stream_sentiment.testing import WorkerProcess, chat_message, read_topic
-from stream_sentiment.testing.kafka import KafkaHarness
+from stream_sentiment.testing.kafka import KafkaBroker, KafkaHarness
 from tests.integration.road import Road
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
@@ -195,6 +195,42 @@ def test_settled_positions_shorten_the_search(road: Road, monkeypatch: pytest.Mo
     # A position counts transaction markers, too: it lies beyond the 18 records.
     assert sum(sum(partitions.values()) for partitions in json.loads(positions).values()) > 18
     assert copies(ids(road)) == {}
+
+
+@pytest.mark.parametrize("exactly_once", [True, False])
+def test_a_record_too_large_for_its_topic_is_shrunk_and_holds_up_nothing(
+    road: Road, kafka: KafkaBroker, unique: Callable[[str], str], exactly_once: bool
+) -> None:
+    road.topics["dead_letters"] = unique("small.dlq")
+    kafka.create_topic(road.topics["dead_letters"], 1, {"max.message.bytes": "2000"})
+    for value in (b"small, no JSON", b"large, no JSON" * 400, b"small again"):
+        road.publish_raw(value, partition=0)
+    road.work(output={"exactly_once": exactly_once})
+    letters = road.read("dead_letters")
+    assert {letter.headers["__dlq.offset"]: letter.headers["__dlq.body"] for letter in letters} == {
+        "0": "original",
+        "1": "sha256",
+        "2": "original",
+    }
+    assert copies(ids(road)) == {}
+
+
+@pytest.mark.slow
+def test_a_broker_that_dies_in_the_middle_of_transactions_leaves_each_dead_letter_once(
+    crashable_kafka: KafkaBroker, redis_url: str, unique: Callable[[str], str]
+) -> None:
+    road = Road(crashable_kafka, redis_url, unique)
+    worker = road.start(**EXACTLY_ONCE)
+    for number in range(150):
+        road.publish_raw(b"poison %d" % number, partition=number % 3)
+        if number == 75:
+            crashable_kafka.kill()
+            crashable_kafka.restart()
+    wait_until(lambda: sum(ids(road).values()) >= 150, seconds=120)
+    worker.stop()
+    found = ids(road)
+    assert len(found) == 150
+    assert copies(found) == {}
 
 
 @pytest.mark.slow
