@@ -1,72 +1,96 @@
 """One conversation through the worker's own step.
 
-In: a conversation, a score per text, the rules. Out: what was announced, each with the index of the message at which it was. Pure.
+In: a conversation, the rules, what the model and the lexicon say about each message. Out: what was announced, each with the index
+of the newest message that had been written. Pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 
 from stream_sentiment.backtest.conversations import Conversation, Message
+from stream_sentiment.backtest.scores import gold_score
 from stream_sentiment.conversation.state import ConversationState
-from stream_sentiment.conversation.turn import ConversationIdentity, Signal, Turn
+from stream_sentiment.conversation.turn import ConversationIdentity, Signal
 from stream_sentiment.escalation.advance import advance
-from stream_sentiment.escalation.machine import tick
 from stream_sentiment.escalation.rules import RuleSet
+from stream_sentiment.escalation.signals import SignalFinder
 from stream_sentiment.escalation.transition import Transition
 from stream_sentiment.scoring.calibration import Score
 
-# What the model and the lexicon say about a message; (None, ()) for one that is not scored.
-Judge = Callable[[Message], tuple[Score | None, tuple[Signal, ...]]]
+# Score and signals of a message; (None, ()) for one that is not scored.
+Judge = Callable[[Conversation, Message], tuple[Score | None, tuple[Signal, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A transition and the newest message that had been written when it was announced."""
+    """A transition, and the newest message that had been written when it was announced."""
 
     transition: Transition
     message_index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    decisions: list[Decision]
-    state: ConversationState | None
-
-
-def decide(conversation: Conversation, rules: RuleSet, judge: Judge) -> Outcome:
-    """Fold the conversation; what timers do between its messages is told at the message before them."""
+def decide(conversation: Conversation, rules: RuleSet, judge: Judge) -> list[Decision]:
+    """What a timer does between two messages is told at the message before it."""
     identity = ConversationIdentity(conversation.tenant_id, conversation.id)
     state: ConversationState | None = None
     decisions: list[Decision] = []
     for index, message in enumerate(conversation.messages):
-        score, signals = judge(message) if message.role == "customer" else (None, ())
-        turn = Turn(
-            message.kind,
-            message.message_id,
-            message.at_ms,
-            message.role,
-            index,
-            None,
-            score,
-            None,
-            signals,
-            conversation.channel,
-            message.attributes,
-            message.phase,
-            conversation.language,
-        )
-        before = None if state is None else state.last_event_at_ms
+        if message.turn is None:
+            continue
+        turn = message.turn
+        if message.text is not None:
+            score, signals = judge(conversation, message)
+            turn = turn._replace(score=score, signals=signals)
         result = advance(state, turn, identity, rules)
         state = result.state
         for transition in result.transitions:
-            by_timer = before is not None and transition.message_id != turn.message_id and transition.at_ms < turn.at_ms
-            decisions.append(Decision(transition, index - 1 if by_timer else index))
-    return Outcome(decisions, state)
+            earlier = transition.at_ms < turn.at_ms and transition.message_id != turn.message_id
+            decisions.append(Decision(transition, max(0, index - 1) if earlier else index))
+    return decisions
 
 
-def let_time_pass(outcome: Outcome, rules: RuleSet, until_ms: int, last_index: int) -> None:
-    """Timers that fall due after the last message, up to a moment."""
-    if outcome.state is not None:
-        outcome.decisions.extend(Decision(t, last_index) for t in tick(outcome.state, until_ms, rules))
+def by_model(scores: dict[str, Score], finder: SignalFinder) -> Judge:
+    """The model's scores, and the signals that the worker would hear."""
+
+    def judge(conversation: Conversation, message: Message) -> tuple[Score | None, tuple[Signal, ...]]:
+        score = scores.get(message.text or "")
+        return score, finder.of_message(message.prepared, score, conversation.tenant_id)
+
+    return judge
+
+
+def by_labels() -> Judge:
+    """The labels of the file: the ceiling that a perfect model would reach."""
+
+    def judge(conversation: Conversation, message: Message) -> tuple[Score | None, tuple[Signal, ...]]:
+        if message.gold is None:
+            return None, ()
+        return gold_score(message.gold), tuple(
+            Signal(name, "model") for name in sorted(message.gold.get("signals", ()))
+        )
+
+    return judge
+
+
+def with_noise(judge: Judge, share: float, seed: int = 1) -> Judge:
+    """Flip this share of the scores, mostly to the neighbouring class, as a weaker model would; the same ones in every run."""
+
+    def noisy(conversation: Conversation, message: Message) -> tuple[Score | None, tuple[Signal, ...]]:
+        score, signals = judge(conversation, message)
+        name = "" if message.turn is None else message.turn.message_id
+        rng = Random(f"{seed}/{conversation.id}/{name}")
+        if score is None or rng.random() >= share:
+            return score, signals
+        return _flipped(score, rng), signals
+
+    return noisy
+
+
+def _flipped(score: Score, rng: Random) -> Score:
+    label = "neutral" if score.label != "neutral" else rng.choice(("negative", "positive"))
+    value = {"negative": -0.8, "neutral": 0.0, "positive": 0.8}[label]
+    emotion = {"negative": "disappointment", "neutral": "neutral", "positive": "joy"}[label]
+    return replace(score, score=value, label=label, emotion_label=emotion)

@@ -109,16 +109,18 @@ def _add(tally: Tally, conversation: Conversation, alerts: list[int]) -> None:
     elif label.by is None or first <= last_good_index(conversation, label.by):
         tally.timely += 1
     if label.by is not None:
-        customers = [i for i, message in enumerate(conversation.messages) if message.role == "customer"]
+        customers = [i for i, message in enumerate(conversation.messages) if message.by_customer]
         low, high = sorted((first, label.by))
         turns = sum(low < i <= high for i in customers)
         tally.lead_turns.append(turns if first <= label.by else -turns)
-        tally.lead_seconds.append((conversation.messages[label.by].at_ms - conversation.messages[first].at_ms) / 1000)
+        then, now = conversation.messages[label.by].turn, conversation.messages[first].turn
+        if then is not None and now is not None:
+            tally.lead_seconds.append((then.at_ms - now.at_ms) / 1000)
 
 
 def last_good_index(conversation: Conversation, by: int) -> int:
     """One customer turn after `by`."""
-    following = (i for i, message in enumerate(conversation.messages) if i > by and message.role == "customer")
+    following = (i for i, message in enumerate(conversation.messages) if i > by and message.by_customer)
     return next(following, by)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from stream_sentiment import __version__
 from stream_sentiment.cli import config, dead_letters, dev, rules, schemas, topics
+from stream_sentiment.cli.backtest import backtest
 from stream_sentiment.cli.bench import bench
 from stream_sentiment.cli.canary import canary
 from stream_sentiment.cli.check import check
@@ -54,6 +55,7 @@ app.command()(score)
 app.command()(check)
 app.command()(bench)
 app.command()(canary)
+app.command()(backtest)
 app.add_typer(config.app, name="config", help="Show the settings in force.")
 app.add_typer(schemas.app, name="schemas", help="The wire contract as JSON Schema.")
 app.add_typer(topics.app, name="topics", help="The Kafka topics that the worker needs.")

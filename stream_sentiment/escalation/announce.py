@@ -30,6 +30,8 @@ def transition_of(
     trigger = _trigger(speaker, esc, state, turn, now, view)
     evidence, remainder = evidence_of(state, turn)
     signals = () if turn is None else tuple(sorted({signal.name for signal in turn.signals}))
+    asked = frozenset() if speaker is None else speaker.condition.signals
+    told = tuple(name for name in signals if name in asked) or signals  # the reason names what the rule asked for
     emotion = _emotion(state, turn)
     language = language_of(state, view.language)
     severity: Severity = esc.severity  # type: ignore[assignment]
@@ -49,7 +51,7 @@ def transition_of(
         rule_id=esc.rule_id or "",
         attached=tuple(esc.attached),
         trigger=trigger,
-        reason=reason_of(action == "updated" and rule is None, trigger, state, language, signals, emotion, resolution),
+        reason=reason_of(action == "updated" and rule is None, trigger, state, language, told, emotion, resolution),
         language=language,
         at_ms=now,
         opened_at_ms=esc.opened_at_ms,

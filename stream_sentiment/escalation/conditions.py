@@ -37,6 +37,7 @@ class Compiled:
     sign: int = 0  # of the scores it rests on; 0: on none, or it asks itself whether the model was sure
     by_model: bool = False  # rests on the model's scores alone, not on signals
     discrete: bool = False  # another person's turn can release it (phase, gap)
+    signals: frozenset[str] = frozenset()  # that it asks for, anywhere inside
     needs_signal: bool = False  # cannot hold for a message without signals
 
 
@@ -174,6 +175,7 @@ def _signal(names: frozenset[str]) -> Compiled:
         measure=lambda state, turn, now: 1.0 if holds(state, turn, now) else 0.0,
         open_threshold=1.0,
         close_threshold=None,
+        signals=names,
         needs_signal=True,
     )
 
@@ -194,6 +196,7 @@ def _signals_seen(seen: SignalsSeen) -> Compiled:
         measure=lambda state, turn, now: state.signals.get(name, 0),
         open_threshold=least,
         close_threshold=None,
+        signals=frozenset({name}),
         needs_signal=True,
     )
 
@@ -294,6 +297,7 @@ def _combine(parts: list[Compiled], holds: Holds, released: Released, needs_sign
         sign=next((part.sign for part in evidence if part.sign), 0) if by_model else 0,
         by_model=by_model,
         discrete=any(part.discrete for part in parts),
+        signals=frozenset(name for part in parts for name in part.signals),
         needs_signal=needs_signal,
     )
 

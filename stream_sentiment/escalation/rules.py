@@ -217,11 +217,14 @@ def _override(raw: dict[str, Any], file: RuleFile, matching: tuple[int, ...]) ->
     changed = deepcopy(raw)
     for place in matching:
         for path, value in file.overrides[place].set.items():
-            _set_path(changed, path, value, place)
+            try:
+                set_path(changed, path, value)
+            except ConfigurationError as error:
+                raise _NoSuchPath(f"override {place + 1}: {error}") from None
     return RuleFile.model_validate(changed)
 
 
-def _set_path(raw: dict[str, Any], path: str, value: Any, place: int) -> None:
+def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
     """`rules.<id>.<key>...` or a path below defaults (`state.half_life` is short for `defaults.state.half_life`)."""
     keys = path.split(".")
     where: Any = raw
@@ -231,7 +234,7 @@ def _set_path(raw: dict[str, Any], path: str, value: Any, place: int) -> None:
             known = [rule["id"] for rule in raw["rules"]]
             near = get_close_matches(keys[1], known, 1)
             hint = f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
-            raise _NoSuchPath(f"override {place + 1}: {path}: there is no rule {keys[1]!r}{hint}")
+            raise ConfigurationError(f"{path}: there is no rule {keys[1]!r}{hint}")
         keys = keys[2:]
     elif keys[0] in Defaults.model_fields:
         where = raw.setdefault("defaults", {})
@@ -239,10 +242,10 @@ def _set_path(raw: dict[str, Any], path: str, value: Any, place: int) -> None:
         where = raw.setdefault("defaults", {})
         keys = keys[1:]
     else:
-        raise _NoSuchPath(f"override {place + 1}: {path}: a path starts with rules.<id>, defaults or state")
+        raise ConfigurationError(f"{path}: a path starts with rules.<id>, defaults or state")
     for key in keys[:-1]:
         if not isinstance(where, dict) or not isinstance(where.setdefault(key, {}), dict):
-            raise _NoSuchPath(f"override {place + 1}: {path}: {key!r} holds a value, not further keys")
+            raise ConfigurationError(f"{path}: {key!r} holds a value, not further keys")
         where = where[key]
     where[keys[-1]] = value
 

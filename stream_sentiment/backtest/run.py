@@ -1,0 +1,145 @@
+"""A back-test from beginning to end: read, score, decide, measure; sweep a value; compare two rule files.
+
+In: files and rule sets. Out: the object that `backtest --json` prints, decisions, sweep rows. Blocks on files and inference.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import orjson
+import yaml
+
+from stream_sentiment.backtest.conversations import Conversation
+from stream_sentiment.backtest.decide import Decision, Judge, decide
+from stream_sentiment.backtest.measure import measure
+from stream_sentiment.errors import ConfigurationError
+from stream_sentiment.escalation.rules import RuleSet, parse_rules, set_path
+
+Results = list[tuple[Conversation, list[Decision]]]
+
+# Values of a sweep whose ends alone are given.
+SWEEP_STEPS = 11
+
+
+def run(conversations: Iterable[Conversation], rules: RuleSet, judge: Judge) -> Results:
+    return [(conversation, decide(conversation, rules, judge)) for conversation in conversations]
+
+
+def figures(results: Results, rules: RuleSet) -> dict[str, Any]:
+    """Figures per rule and in total, and which pairs of rules speak in the same conversations."""
+    ids = [rule.id for rule in rules.default.rules]
+    report = measure(results, ids)
+    overlap: Counter[tuple[str, str]] = Counter()
+    for _, decisions in results:
+        spoke = sorted({rule for decision in decisions for rule in decision.transition.attached})
+        overlap.update((a, b) for i, a in enumerate(spoke) for b in spoke[i + 1 :])
+    report["overlap"] = [{"rules": list(pair), "conversations": n} for pair, n in overlap.most_common()]
+    report["rules_version"] = rules.version
+    return report
+
+
+def alerts_of(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
+    return [
+        {
+            "action": d.transition.action,
+            "rule_id": d.transition.trigger.rule_id,
+            "severity": d.transition.severity,
+            "message_index": d.message_index,
+            "at": d.transition.at_ms,
+            "reason": d.transition.reason,
+            "resolution": d.transition.resolution,
+        }
+        for d in decisions
+    ]
+
+
+def write_decisions(results: Results, path: Path) -> None:
+    """One conversation a line: `{id, alerts}`."""
+    with path.open("wb") as out:
+        for conversation, decisions in results:
+            out.write(orjson.dumps({"id": conversation.id, "alerts": alerts_of(decisions)}) + b"\n")
+
+
+def parse_sweep(text: str) -> tuple[str, list[float]]:
+    """`PATH=a..b` (eleven values) or `PATH=a..b/n`; the path as in an override."""
+    path, _, span = text.partition("=")
+    span, _, steps = span.partition("/")
+    low, dots, high = span.partition("..")
+    try:
+        first, last, count = float(low), float(high), int(steps or SWEEP_STEPS)
+    except ValueError:
+        first, last, count = 0.0, 0.0, 0
+    if not path or not dots or count < 2:
+        raise ConfigurationError(
+            f"--sweep {text!r}: write PATH=a..b, as in rules.sustained-negative.when.rolling_score.open=-0.5..-0.1"
+        )
+    return path, [round(first + (last - first) * i / (count - 1), 6) for i in range(count)]
+
+
+def sweep(
+    conversations: Sequence[Conversation],
+    rules_text: str,
+    path: str,
+    values: Sequence[float],
+    judge: Judge,
+    progress: Callable[[], None] = lambda: None,
+) -> list[dict[str, Any]]:
+    """The total figures for every value that the rule file accepts at `path`; others are told with their error."""
+    raw = yaml.safe_load(rules_text)
+    rows: list[dict[str, Any]] = []
+    for value in values:
+        changed = deepcopy(raw)
+        try:
+            set_path(changed, path, int(value) if value.is_integer() and _holds_int(raw, path) else value)
+            rules = parse_rules(yaml.safe_dump(changed, allow_unicode=True))
+        except ConfigurationError as error:
+            rows.append({"value": value, "error": str(error).splitlines()[-1].strip()})
+        else:
+            report = figures(run(conversations, rules, judge), rules)
+            rows.append({"value": value, **report["total"], "alerts_per_1000": report["alerts_per_1000"]})
+        progress()
+    if all("error" in row for row in rows):
+        raise ConfigurationError(f"--sweep {path}: no value is accepted: {rows[0]['error']}")
+    return rows
+
+
+def _holds_int(raw: Any, path: str) -> bool:
+    return path.rsplit(".", 1)[-1] in {
+        "length",
+        "at_least",
+        "min_customer_messages",
+        "for_messages",
+        "close_for_messages",
+        "skip_first_messages",
+        "window",
+    }
+
+
+def compare(before: Results, after: Results) -> list[dict[str, Any]]:
+    """Conversations whose alerts differ between two rule files."""
+    changed = []
+    for (conversation, old), (_, new) in zip(before, after, strict=True):
+        was, now = _gist(old), _gist(new)
+        if was != now:
+            changed.append(
+                {
+                    "id": conversation.id,
+                    "escalate": None if conversation.label is None else conversation.label.escalate,
+                    "before": was,
+                    "after": now,
+                }
+            )
+    return changed
+
+
+def _gist(decisions: Sequence[Decision]) -> list[list[Any]]:
+    return [
+        [d.transition.action, d.transition.trigger.rule_id, d.transition.severity, d.message_index]
+        for d in decisions
+        if d.transition.action != "resolved"
+    ]

@@ -1,0 +1,218 @@
+"""`stream-sentiment backtest`: what would a rule file have done on these conversations?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from stream_sentiment.errors import ConfigurationError, ExitStatus
+
+HEADINGS = ("alerts", "conv.", "prec.", "recall", "early", "false", "lead", "reopen")
+COLUMNS = (
+    "alerts",
+    "conversations",
+    "precision",
+    "recall",
+    "early",
+    "false_alarm_rate",
+    "median_lead_turns",
+    "reopen_rate",
+)
+
+
+def backtest(
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="JSONL: one conversation a line, or one chat event a line.")
+    ],
+    rules: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Rule file; none: the rules of the package.")
+    ] = None,
+    compare: Annotated[Path | None, typer.Option(metavar="FILE", help="Show what this rule file would change.")] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(metavar="PATH=a..b[/n]", help="Figures for n values (11) of one number of the rule file."),
+    ] = None,
+    noise: Annotated[float, typer.Option(min=0, max=1, help="Flip this share of the scores.")] = 0.0,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Use the file's own labels instead of the model: the ceiling.")
+    ] = False,
+    model: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="Model bundle; unset: the configured one.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(metavar="FILE", help="Where scores are kept between runs.")] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=X", help="Exit 1 when a figure of the total is below X, as recall=.6."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write decisions, tables and pictures here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+) -> None:
+    """Run a rule file over conversations of the past, with the worker's own code.
+
+    Precision, recall and lead need labels (`escalate`, `earliest_message`, `by_message`); volumes and overlap do not.
+
+    Example: `stream-sentiment backtest last-month.jsonl --rules rules.yaml --compare new-rules.yaml`
+    or `stream-sentiment backtest labelled.jsonl --sweep rules.sustained-negative.when.rolling_score.open=-0.45..-0.15`
+    """
+    from stream_sentiment.backtest import run as core
+    from stream_sentiment.backtest.conversations import read_conversations
+    from stream_sentiment.escalation.rules import DEFAULT_RULES, load_rules
+
+    limits = [_limit(text) for text in fail_under or ()]
+    swept = core.parse_sweep(sweep) if sweep is not None else None
+    ruleset = load_rules(rules)
+    other = load_rules(compare) if compare is not None else None
+    conversations = list(read_conversations(source))
+    if not conversations:
+        raise ConfigurationError(f"{source} holds no conversation")
+    judges = _judges(conversations, [ruleset, other], labels, model, cache, noise)
+    results = core.run(conversations, ruleset, judges[0])
+    report = core.figures(results, ruleset)
+    if other is not None:
+        after = core.run(conversations, other, judges[1])
+        report["compare"] = {**core.figures(after, other), "changed": core.compare(results, after)}
+    if swept is not None:
+        text = (rules or DEFAULT_RULES).read_text(encoding="utf-8")
+        with _bar("sweeping", len(swept[1])) as advance:
+            rows = core.sweep(conversations, text, *swept, judges[0], lambda: advance(1))
+        report["sweep"] = {"path": swept[0], "rows": rows}
+    if output is not None:
+        _write(output, report, results)
+    if as_json:
+        typer.echo(orjson.dumps(report).decode())
+    else:
+        _print(report, source)
+    missed = [
+        f"{name} is {report['total'].get(name)}, not {bound:g}"
+        for name, bound in limits
+        if not _reaches(report, name, bound)
+    ]
+    for line in missed:
+        typer.echo(f"below the limit: {line}", err=True)
+    if missed:
+        raise typer.Exit(int(ExitStatus.NO))
+
+
+def _judges(
+    conversations: list[Any], rulesets: list[Any], labels: bool, model: Path | None, cache: Path | None, noise: float
+) -> list[Any]:
+    """One judge per rule set, since each has its own lexicon; all share the scores."""
+    from stream_sentiment.backtest.decide import by_labels, by_model, with_noise
+    from stream_sentiment.backtest.scores import ScoreCache
+
+    if labels:
+        if not any(message.gold for conversation in conversations for message in conversation.messages):
+            raise ConfigurationError("--labels: no message of the file has a polarity")
+        judges = [by_labels() for _ in rulesets]
+    else:
+        from stream_sentiment.scoring.scorer import OnnxScorer
+        from stream_sentiment.settings import load_settings
+
+        settings = load_settings()
+        scorer = OnnxScorer.load(
+            model or settings.model.path, device=settings.model.device, token_budget=settings.model.token_budget
+        )
+        texts = [m.text for c in conversations for m in c.messages if m.text is not None]
+        kept = ScoreCache(cache or _cache_path())
+        with _bar("scoring", len(set(texts))) as advance:
+            scores = kept.scores(scorer, texts, advance)
+        kept.close()
+        judges = [by_model(scores, ruleset.finder(scorer.info)) for ruleset in rulesets if ruleset is not None]
+    return [with_noise(judge, noise) for judge in judges] if noise else judges
+
+
+def _cache_path() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "stream-sentiment" / "scores.sqlite"
+
+
+def _limit(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    known = ("precision", "recall", "f1")
+    try:
+        if name not in known:
+            raise ValueError(name)
+        return name, float(value)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}: write NAME=X with one of {', '.join(known)}, as recall=.6") from None
+
+
+def _reaches(report: dict[str, Any], name: str, bound: float) -> bool:
+    value = report["total"].get(name)
+    return value is not None and value >= bound
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda n: progress.advance(task, n)
+
+
+def _print(report: dict[str, Any], source: Path) -> None:
+    console = Console()
+    counts = f"{report['conversations']} conversations, {report['messages']} messages, {report['labelled']} labelled"
+    console.print(_table(f"{source.name}: {counts}", report))
+    if report["overlap"]:
+        pairs = ", ".join(f"{' + '.join(pair['rules'])} {pair['conversations']}" for pair in report["overlap"][:5])
+        console.print(f"rules that speak in the same conversations: {pairs}")
+    if "compare" in report:
+        console.print(_table("with the other file", report["compare"]))
+        changed = report["compare"]["changed"]
+        console.print(f"{len(changed)} conversation(s) would change")
+        for row in changed[:20]:
+            wanted = {True: "should escalate", False: "should not", None: ""}[row["escalate"]]
+            console.print(f"  {row['id']} {wanted}: {_said(row['before'])} -> {_said(row['after'])}")
+    if "sweep" in report:
+        table = Table(title=report["sweep"]["path"])
+        for heading in ("value", *HEADINGS):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in report["sweep"]["rows"]:
+            cells = [_number(row.get(name)) for name in COLUMNS]
+            table.add_row(f"{row['value']:g}", *(cells if "error" not in row else [row["error"]]))
+        console.print(table)
+
+
+def _said(alerts: list[list[Any]]) -> str:
+    return (
+        ", ".join(f"{action} {rule} ({severity}) at {index}" for action, rule, severity, index in alerts) or "nothing"
+    )
+
+
+def _table(title: str, report: dict[str, Any]) -> Table:
+    table = Table(title=title)
+    table.add_column("rule", no_wrap=True)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, figures in [*report["rules"].items(), ("total", report["total"])]:
+        table.add_row(name, *(_number(figures[column]) for column in COLUMNS))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.2f}"
+
+
+def _write(folder: Path, report: dict[str, Any], results: Any) -> None:
+    from stream_sentiment.backtest.picture import precision_recall_svg
+    from stream_sentiment.backtest.run import write_decisions
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_decisions(results, folder / "decisions.jsonl")
+    (folder / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
+    if "sweep" in report:
+        svg = precision_recall_svg(report["sweep"]["rows"], report["sweep"]["path"])
+        (folder / "sweep.svg").write_text(svg, encoding="utf-8")
