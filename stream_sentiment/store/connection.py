@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final, Protocol, TypeAlias
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 import hiredis
 import redis
@@ -304,9 +304,10 @@ def _client(options: LinkOptions) -> Any:
     if scheme != "unix":
         settings["socket_keepalive"] = True
     if scheme == "rediss":
+        in_url = dict(parse_qsl(parts.query))
         for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
-            if getattr(options, name):
-                settings[name] = getattr(options, name)
+            if value := getattr(options, name) or in_url.get(name):
+                settings[name] = value
     if not mode:
         # from_url lets the URL's credentials win; ours are in `settings`.
         bare = options.url.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1) if "@" in parts.netloc else options.url
@@ -347,6 +348,8 @@ def _translate(error: Exception) -> StoreUnavailable:
     """The error as one of ours; raises StoreRefused for those that trying again cannot help."""
     if isinstance(error, _REFUSALS):
         raise StoreRefused(f"Redis refuses this user: {error}. Check user, password and ACL") from error
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        raise StoreRefused(f"the certificate of Redis is not trusted: {error}. Name its CA by ssl_ca_certs") from error
     if isinstance(error, redis.ResponseError | redis.exceptions.BusyLoadingError):
         code = _code_of(error)
         if code is None:
