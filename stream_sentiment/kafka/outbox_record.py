@@ -40,8 +40,10 @@ class OutboxRecord:
 
     @classmethod
     def decode(cls, encoded: bytes) -> OutboxRecord:
-        """The record of `encode`. Raises ValueError or KeyError where something else wrote the entry."""
+        """The record of `encode`. Raises ValueError, KeyError or TypeError where something else wrote the entry."""
         record = orjson.loads(encoded)
+        if not isinstance(record, dict):
+            raise ValueError("an outbox entry is a JSON object")
         since = record.get("since")
         return cls(
             topic=record["topic"],
