@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from stream_sentiment.bulk import BulkPublisher
+from stream_sentiment.bulk import BulkPublisher, traceparent_of
 from stream_sentiment.clock import Clock
 from stream_sentiment.conversation.state import ConversationState
 from stream_sentiment.flow import Flow
@@ -25,6 +25,7 @@ from stream_sentiment.observability.labels import PipelineThread, RedisOp, Threa
 from stream_sentiment.observability.logs import get_logger
 from stream_sentiment.observability.metrics import Metrics
 from stream_sentiment.observability.tally import Tally, observe_all
+from stream_sentiment.observability.tracing import StageTime, WindowTracer
 from stream_sentiment.outbox import Outbox
 from stream_sentiment.record_fold import Batch, Moment, RecordFolder, conversation_of
 from stream_sentiment.stages import Epoch, Window
@@ -70,6 +71,7 @@ class ApplyStage:
         on_error: Callable[[BaseException], None],
         on_store: Callable[[bool, str], None],
         publish_states: Callable[[Batch], None],
+        tracer: WindowTracer | None = None,
     ) -> None:
         """
         Args:
@@ -89,6 +91,7 @@ class ApplyStage:
         self._on_store = on_store
         self._time = metrics.thread_time_seconds_total.of(PipelineThread.APPLY)
         self._publish_states = publish_states
+        self._tracer = tracer
         self._reacquire: Callable[[Epoch, str], None] = lambda _epoch, _reason: None
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._abort = threading.Event()
@@ -221,10 +224,27 @@ class ApplyStage:
         stages = self._metrics.stage_duration_seconds
         stages.labels("state").observe(folded_at - started + time.monotonic() - published_at)
         stages.labels("produce").observe(published_at - folded_at)
+        if self._tracer is not None:
+            self._trace(self._tracer, window, started, folded_at, published_at)
         if self._outbox.depth > OUTBOX_HIGH_WATER:
             switch(ThreadState.WAIT_OUTPUT)
         while self._outbox.depth > OUTBOX_HIGH_WATER and self._keep_waiting():
             self._outbox.serve(0.05)
+
+    @staticmethod
+    def _trace(
+        tracer: WindowTracer, window: Window, collected_at: float, folded_at: float, published_at: float
+    ) -> None:
+        tracer.window(
+            (record.epoch.partition.topic for record in window.records),
+            [header for record in window.records if (header := traceparent_of(record)) is not None],
+            (
+                StageTime("score", window.closed_at, collected_at),
+                StageTime("fold", collected_at, folded_at),
+                StageTime("publish", folded_at, published_at),
+                StageTime("apply", published_at, time.monotonic()),
+            ),
+        )
 
     def _keep_waiting(self) -> bool:
         self._beat()

@@ -32,6 +32,7 @@ from stream_sentiment.observability.health import HealthServer, HealthState, Stu
 from stream_sentiment.observability.labels import Dependency
 from stream_sentiment.observability.logs import count_suppressed, get_logger, kafka_logger
 from stream_sentiment.observability.metrics import Metrics
+from stream_sentiment.observability.tracing import tracer_from_environment
 from stream_sentiment.outbox import KafkaPublisher, Outbox
 from stream_sentiment.record_fold import RecordFolder
 from stream_sentiment.score_stage import ScoreStage
@@ -206,6 +207,7 @@ class Worker:
             beat=lambda: health.beat("apply"),
             on_error=self._fail,
             on_store=self._store_answers,
+            tracer=tracer_from_environment(settings.kafka.group_id),
             publish_states=lambda batch: bulk.states(batch.touched.values(), options),
         )
         score_stage = ScoreStage(
