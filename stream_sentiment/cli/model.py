@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
+# From each calibration file; 300 messages in all are enough for the ranges.
+CALIBRATION_ROWS = 150
+
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -114,7 +117,7 @@ def export(
     from stream_sentiment.training.export import ExportRequest
     from stream_sentiment.training.export import export as write_bundle
 
-    sample = [r for p in calibration for r in _spread(rows_of.read_rows(p), 400)]
+    sample = [r for p in calibration for r in _spread(rows_of.read_rows(p), CALIBRATION_ROWS)]
     texts = [r.text for p in golden or dev for r in rows_of.read_rows(p)[:32]]
     request = ExportRequest(
         name=name or out.name,
@@ -151,7 +154,7 @@ def quantize(
     from stream_sentiment.training import data as rows_of
     from stream_sentiment.training.parity import compare_precisions
 
-    sample = [r for p in calibration for r in _spread(rows_of.read_rows(p), 400)]
+    sample = [r for p in calibration for r in _spread(rows_of.read_rows(p), CALIBRATION_ROWS)]
     result = compare_precisions(run, [r for p in data for r in rows_of.read_rows(p)], sample)
     if as_json:
         typer.echo(json.dumps(result))
@@ -172,6 +175,7 @@ def evaluate(
         list[Path], typer.Option("--data", "-d", metavar="FILE", help="Rows {text, polarity?, emotion?, language?}.")
     ],
     binary: Annotated[bool, typer.Option(help="The polarity of these rows knows no neutral.")] = False,
+    record: Annotated[bool, typer.Option(help="Keep the figures in the bundle's manifest, for its card.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a bundle on labelled rows: accuracy, macro-F1, per-class figures, UAR, AUC, ECE, confusion.
@@ -196,6 +200,10 @@ def evaluate(
                 update(done, total, name)
 
             results[path.name] = report(scorer, rows, advance)
+    if record:
+        from stream_sentiment.training.export import record_metrics
+
+        record_metrics(bundle, results)
     if as_json:
         typer.echo(json.dumps({"model": scorer.info.name, "version": scorer.info.version, "sets": results}))
         return

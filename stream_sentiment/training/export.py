@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from stream_sentiment import __version__
 from stream_sentiment.errors import ConfigurationError
-from stream_sentiment.scoring.bundle import FORMAT, GOLDEN, MANIFEST, TOKENIZER
+from stream_sentiment.scoring.bundle import FORMAT, GOLDEN, MANIFEST, TOKENIZER, read_manifest
 from stream_sentiment.scoring.heads import HeadKind
 from stream_sentiment.scoring.scorer import OnnxScorer
 from stream_sentiment.scoring.text import TEXT_PREPARATION
@@ -109,6 +110,7 @@ def fit_shares(network: SentimentNetwork, tokenizer: TextTokenizer, dev: Sequenc
     """The shortcut's share of each softmax head, and of the signals that of the polarity; none for intensity."""
     if network.wide is None:
         return {}
+    network.compute_dtype = torch.bfloat16  # eight candidates far apart: the last digits of the logits do not choose
     sets: dict[str, list[tuple[Any, Any, Any]]] = {}
     for rows in dev:
         deep, wide = split_logits(network, [t.ids for t in tokenizer.tokenize(evaluate.texts_of(rows))], rows)
@@ -182,9 +184,19 @@ def _write_golden(folder: Path, manifest: dict[str, Any], texts: Sequence[str]) 
     _write(folder, manifest)
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest with size and sha256 of every other file of the folder but the card."""
-    _write(folder, manifest)
+def record_metrics(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put the reports of `evaluate.report` into the manifest, by file name; confusion tables are left out."""
+    manifest = read_manifest(folder)
+    sets = manifest["metrics"].setdefault("sets", {})
+    for name, result in results.items():
+        sets[name] = {head: _rounded(value) for head, value in result.items()}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _rounded(v) for k, v in value.items() if k != "confusion"}
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def _write(folder: Path, manifest: dict[str, Any]) -> None:

@@ -73,7 +73,7 @@ def fit_wide(
             progress(calls, float(loss.detach()))
         return float(loss.detach())
 
-    optimiser.step(closure)
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         # The bias stays behind: it is the class balance of these rows, which the heads' own biases know.
         network.wide.weight.copy_(table * idf[:, None])
