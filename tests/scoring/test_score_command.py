@@ -5,34 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from stream_sentiment.cli.main import app
-from stream_sentiment.scoring.blocks import emotion_block, level, sentiment_block
+from stream_sentiment.scoring.blocks import emotion_block, sentiment_block
 from stream_sentiment.scoring.scorer import OnnxScorer
 
 runner = CliRunner()
-
-
-@pytest.mark.parametrize(
-    ("score", "expected"),
-    [
-        (-1.0, 1),
-        (-0.72, 1),
-        (-0.71, 2),
-        (-0.43, 2),
-        (-0.42, 3),
-        (-0.1, 4),
-        (0.0, 4),
-        (0.14, 4),
-        (0.15, 5),
-        (0.72, 7),
-        (1.0, 7),
-    ],
-)
-def test_seven_equal_levels(score: float, expected: int) -> None:
-    assert level(score) == expected
 
 
 def test_the_blocks_are_those_of_the_contract(scorer: OnnxScorer) -> None:
