@@ -132,6 +132,7 @@ class RecordFolder:
         if at_ms > record.timestamp_ms + FUTURE_TOLERANCE_MS:
             at_ms = record.timestamp_ms + FUTURE_TOLERANCE_MS
             tally.count("clock_skew_events_total", "future")
+        signals, topics = self._signals.hear(record.text, record.score, event.tenant_id)
         turn = Turn(
             cast(TurnKind, decoded.kind),
             event.message_id or "",
@@ -141,11 +142,12 @@ class RecordFolder:
             event.sequence,
             record.score,
             record.skipped_reason,
-            self._signals.of_message(record.text, record.score, event.tenant_id),
+            signals,
             event.channel,
             event.attributes or NO_ATTRIBUTES,
             event.phase,
             record.language or event.language or "",
+            topics,
         )
         rules = self._rules
         version = None if state is None else state.state_version

@@ -20,8 +20,9 @@ from stream_sentiment.escalation.signals import SignalFinder
 from stream_sentiment.escalation.transition import Transition
 from stream_sentiment.scoring.calibration import Score
 
-# Score and signals of a message; (None, ()) for one that is not scored.
-Judge = Callable[[Conversation, Message], tuple[Score | None, tuple[Signal, ...]]]
+# Score, signals and complaint categories of a message.
+Judgement = tuple[Score | None, tuple[Signal, ...], tuple[str, ...]]
+Judge = Callable[[Conversation, Message], Judgement]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ def decide(conversation: Conversation, rules: RuleSet, judge: Judge) -> list[Dec
             continue
         turn = message.turn
         if message.text is not None:
-            score, signals = judge(conversation, message)
-            turn = turn._replace(score=score, signals=signals)
+            score, signals, topics = judge(conversation, message)
+            turn = turn._replace(score=score, signals=signals, topics=topics)
         result = advance(state, turn, identity, rules)
         state = result.state
         for transition in result.transitions:
@@ -55,9 +56,9 @@ def decide(conversation: Conversation, rules: RuleSet, judge: Judge) -> list[Dec
 def by_model(scores: dict[str, Score], finder: SignalFinder) -> Judge:
     """The model's scores, and the signals that the worker would hear."""
 
-    def judge(conversation: Conversation, message: Message) -> tuple[Score | None, tuple[Signal, ...]]:
+    def judge(conversation: Conversation, message: Message) -> Judgement:
         score = scores.get(message.text or "")
-        return score, finder.of_message(message.prepared, score, conversation.tenant_id)
+        return score, *finder.hear(message.prepared, score, conversation.tenant_id)
 
     return judge
 
@@ -65,12 +66,11 @@ def by_model(scores: dict[str, Score], finder: SignalFinder) -> Judge:
 def by_labels() -> Judge:
     """The labels of the file: the ceiling that a perfect model would reach."""
 
-    def judge(conversation: Conversation, message: Message) -> tuple[Score | None, tuple[Signal, ...]]:
+    def judge(conversation: Conversation, message: Message) -> Judgement:
         if message.gold is None:
-            return None, ()
-        return gold_score(message.gold), tuple(
-            Signal(name, "model") for name in sorted(message.gold.get("signals", ()))
-        )
+            return None, (), ()
+        signals = tuple(Signal(name, "model") for name in sorted(message.gold.get("signals", ())))
+        return gold_score(message.gold), signals, ()
 
     return judge
 
@@ -78,13 +78,13 @@ def by_labels() -> Judge:
 def with_noise(judge: Judge, share: float, seed: int = 1) -> Judge:
     """Flip this share of the scores, mostly to the neighbouring class, as a weaker model would; the same ones in every run."""
 
-    def noisy(conversation: Conversation, message: Message) -> tuple[Score | None, tuple[Signal, ...]]:
-        score, signals = judge(conversation, message)
+    def noisy(conversation: Conversation, message: Message) -> Judgement:
+        score, signals, topics = judge(conversation, message)
         name = "" if message.turn is None else message.turn.message_id
         rng = Random(f"{seed}/{conversation.id}/{name}")
         if score is None or rng.random() >= share:
-            return score, signals
-        return _flipped(score, rng), signals
+            return score, signals, topics
+        return _flipped(score, rng), signals, topics
 
     return noisy
 

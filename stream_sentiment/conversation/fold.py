@@ -140,6 +140,9 @@ def _created(state: ConversationState, turn: Turn, options: StateOptions) -> Out
         _add_score(state, turn.message_id, at, turn.score, options)
     if turn.signals:
         _count_signals(state, turn)
+    if turn.topics:
+        for topic in turn.topics:
+            state.topics[topic] = state.topics.get(topic, 0) + 1
     return APPLIED
 
 

@@ -79,6 +79,7 @@ class ConversationState:
     base: dict[str, Any] | None = None  # score, weight, at_ms, run, begin, lowest, highest before the window
     emotions: dict[str, int] = field(default_factory=dict)
     signals: dict[str, int] = field(default_factory=dict)  # messages seen with the signal
+    topics: dict[str, int] = field(default_factory=dict)  # messages that spoke of the complaint category
     attributes: dict[str, Scalar] = field(default_factory=dict)
     recent_ids: dict[str, None] = field(default_factory=dict)  # an ordered set
     revisions: list[list[Any]] = field(default_factory=list)  # last [message, at_ms, edited|deleted]
@@ -111,6 +112,7 @@ class ConversationState:
                 "counts": self.counts,
                 "emotions": self.emotions,
                 "signals": self.signals,
+                "topics": self.topics,
                 "escalation": None if e is None else _escalation_to_dict(e),
                 "window": self.window,
                 "base": self.base,
@@ -162,6 +164,7 @@ class ConversationState:
                 d["base"],
                 d["emotions"],
                 d["signals"],
+                d["topics"],
                 d["attributes"],
                 dict.fromkeys(d["recent_ids"]),
                 d["revisions"],

@@ -50,3 +50,4 @@ class Turn(NamedTuple):
     attributes: Mapping[str, Scalar] = NO_ATTRIBUTES
     phase: str | None = None  # of started and transferred: with_bot, with_agent
     language: str = ""  # BCP-47; chooses the language of the reason sentence
+    topics: tuple[str, ...] = ()  # complaint categories that the message speaks of

@@ -10,8 +10,10 @@ from stream_sentiment.conversation.state import AT, EMOTION, ID, ConversationSta
 from stream_sentiment.conversation.turn import Turn
 from stream_sentiment.escalation.evidence import evidence_of
 from stream_sentiment.escalation.reason import language_of, reason_of
+from stream_sentiment.escalation.ruleformat import Desk
 from stream_sentiment.escalation.rules import CompiledRule, RuleView
 from stream_sentiment.escalation.severity import Severity
+from stream_sentiment.escalation.signals import category_of
 from stream_sentiment.escalation.transition import Action, Resolution, Transition, Trigger
 
 
@@ -34,6 +36,8 @@ def transition_of(
     told = tuple(name for name in signals if name in asked) or signals  # the reason names what the rule asked for
     emotion = _emotion(state, turn)
     language = language_of(state, view.language)
+    category = category_of(state.topics)
+    queue, action_hint = _hints(speaker, view.desks.get(category or "other"))
     severity: Severity = esc.severity  # type: ignore[assignment]
     if turn is not None:
         message_id, message_at = turn.message_id, turn.at_ms
@@ -69,10 +73,21 @@ def transition_of(
         channel=state.channel,
         phase=state.phase,
         attributes=dict(state.attributes),
-        suggested_queue=None if speaker is None else speaker.suggested_queue,
-        suggested_action=None if speaker is None else speaker.suggested_action,
+        category=category,
+        suggested_queue=queue,
+        suggested_action=action_hint,
         exempt=speaker is not None and speaker.bypass,
     )
+
+
+def _hints(rule: CompiledRule | None, desk: Desk | None) -> tuple[str | None, str | None]:
+    """Queue and action: the rule's own, else those of the desk for the complaint."""
+    queue = None if rule is None else rule.suggested_queue
+    action = None if rule is None else rule.suggested_action
+    if desk is not None:
+        queue = desk.suggested_queue if queue is None else queue
+        action = desk.suggested_action if action is None else action
+    return queue, action
 
 
 def _trigger(

@@ -178,7 +178,7 @@ def _open(
     if esc is None:
         esc = state.escalation = EscalationState()
     esc.status = "open"
-    esc.escalation_id = escalation_id(state.identity, message_id, opener.id)
+    esc.escalation_id = escalation_id(state.identity, state.started_at_ms, message_id, opener.id)
     esc.rule_id = opener.id
     esc.message_id = message_id
     esc.severity = max((rule.severity_of(state) for rule in attached), key=RANK.__getitem__)

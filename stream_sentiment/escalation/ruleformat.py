@@ -261,6 +261,26 @@ class Suppress(_Strict):
     max_open_per_tenant_per_minute: int = Field(200, ge=1)
 
 
+CATEGORIES = ("quality", "service", "logistics", "price_promo", "refund_after_sales", "account_payment", "other")
+CategoryName = Literal[
+    "quality", "service", "logistics", "price_promo", "refund_after_sales", "account_payment", "other"
+]
+
+
+class Desk(_Strict):
+    """Where a complaint of one category goes."""
+
+    suggested_queue: str | None = Field(None, max_length=100)
+    suggested_action: str | None = Field(None, max_length=100)
+
+
+class Complaints(_Strict):
+    """Queue and action by category, for rules that name none; and words that speak of a category."""
+
+    desks: dict[CategoryName, Desk] = {}
+    words: dict[CategoryName, PhraseLists] = {}
+
+
 class PhraseLists(_Strict):
     zh: list[str] = []
     en: list[str] = []
@@ -289,6 +309,7 @@ class RuleFile(_Strict):
     overrides: list[Override] = []
     suppress: Suppress = Suppress()
     lexicon: LexiconSection = LexiconSection()
+    complaints: Complaints = Complaints()
 
     @model_validator(mode="after")
     def _ids_are_unique(self) -> RuleFile:

@@ -24,9 +24,9 @@ from stream_sentiment.conversation.state import ConversationState
 from stream_sentiment.conversation.turn import ConversationIdentity, Scalar, Turn
 from stream_sentiment.errors import ConfigurationError
 from stream_sentiment.escalation.conditions import Compiled, Holds, Released, compile_condition
-from stream_sentiment.escalation.ruleformat import SIGNALS, Defaults, Rule, RuleFile
+from stream_sentiment.escalation.ruleformat import SIGNALS, Defaults, Desk, Rule, RuleFile
 from stream_sentiment.escalation.severity import Severity
-from stream_sentiment.escalation.signals import Lexicon, SignalFinder, changed_lexicon, load_lexicon
+from stream_sentiment.escalation.signals import Lexicon, SignalFinder, changed_lexicon, load_lexicon, load_topics
 from stream_sentiment.escalation.yamlmarks import Marks
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class RuleView:
     skip_first_messages: int
     close_score: float
     language: str
+    desks: Mapping[str, Desk]
 
 
 @dataclass(slots=True)
@@ -96,6 +97,7 @@ class RuleSet:
     default: RuleView
     has_timers: bool = False
     lexicon: Lexicon | None = None  # made when it is first asked for
+    topics: Lexicon | None = None
     tenant_lexicons: dict[str, Lexicon] = field(default_factory=dict)
     views: dict[tuple[int, ...], RuleView] = field(default_factory=dict)
 
@@ -107,13 +109,14 @@ class RuleSet:
         """The signals of this rule file: its lexicon, and the model's head where the model has one."""
         if self.lexicon is None:
             self.lexicon = changed_lexicon(load_lexicon(), self.file.lexicon)
+            self.topics = load_topics({str(name): lists for name, lists in self.file.complaints.words.items()})
             self.tenant_lexicons = {
                 tenant: changed_lexicon(self.lexicon.copy(), changes)
                 for tenant, changes in self.file.lexicon.tenants.items()
             }
         thresholds = {} if model is None else model.signal_thresholds
         labels = SIGNALS if model is None else model.labels.get("signals", ())
-        return SignalFinder(self.lexicon, thresholds, labels, self.tenant_lexicons)
+        return SignalFinder(self.lexicon, thresholds, labels, self.tenant_lexicons, self.topics)
 
     def view(self, tenant_id: str, channel: str, attributes: Mapping[str, Scalar]) -> RuleView:
         """The rules for a conversation, overrides applied. The combinations are few and compiled once."""
@@ -185,7 +188,7 @@ def parse_rules(text: str, name: str = "rules") -> RuleSet:
         except _NoSuchPath as error:
             raise ConfigurationError(f"rule file {name}: {error}") from error
     rules.has_timers = any(view.timed for view in [default, *rules.views.values()])
-    if "lexicon" in raw:
+    if "lexicon" in raw or "complaints" in raw:
         rules.finder()  # a mistake in it is found now
     return rules
 
@@ -278,6 +281,7 @@ def _compile(file: RuleFile, version: str) -> RuleView:
         skip_first_messages=defaults.skip_first_messages,
         close_score=defaults.close.rolling_score,
         language=defaults.language,
+        desks={str(name): desk for name, desk in file.complaints.desks.items()},
     )
 
 

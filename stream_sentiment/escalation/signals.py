@@ -17,7 +17,7 @@ import yaml
 
 from stream_sentiment.conversation.turn import Signal
 from stream_sentiment.errors import ConfigurationError
-from stream_sentiment.escalation.ruleformat import SIGNALS, LexiconChanges, PhraseLists
+from stream_sentiment.escalation.ruleformat import CATEGORIES, SIGNALS, LexiconChanges, PhraseLists
 
 if TYPE_CHECKING:
     from stream_sentiment.scoring.calibration import Score
@@ -33,6 +33,14 @@ _SENTENCE_ENDS = frozenset("。！？；.!?;\n")
 _CLAUSE_ENDS = _SENTENCE_ENDS | frozenset("，,、：:()（）~～…")
 
 MAX_SPANS = 5
+
+# Signals that say what a complaint is about.
+TOPIC_OF_SIGNAL = {
+    "quality_defect": "quality",
+    "safety_risk": "quality",
+    "delivery_delay": "logistics",
+    "refund_request": "refund_after_sales",
+}
 
 Kind = Literal["phrase", "except", "negation", "not_negation"]
 
@@ -206,6 +214,18 @@ class SignalFinder:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     labels: Sequence[str] = SIGNALS
     tenants: Mapping[str, Lexicon] = field(default_factory=dict)  # lexicons of tenants that have their own
+    topics: Lexicon | None = None  # words that speak of a complaint category
+
+    def hear(
+        self, text: str | None, score: Score | None, tenant_id: str = ""
+    ) -> tuple[tuple[Signal, ...], tuple[str, ...]]:
+        """Signals and complaint categories of a message as the worker has it: prepared text and score."""
+        if score is None or text is None:
+            return (), ()
+        signals = self.of_message(text, score, tenant_id)
+        spoken = {hit[0].signal for hit in self.topics.find(text)} if self.topics is not None else set()
+        spoken.update(TOPIC_OF_SIGNAL[signal.name] for signal in signals if signal.name in TOPIC_OF_SIGNAL)
+        return signals, tuple(topic for topic in CATEGORIES if topic in spoken)
 
     def of_message(self, text: str | None, score: Score | None, tenant_id: str = "") -> tuple[Signal, ...]:
         """Signals of a message as the worker has it: prepared text and score, None when it is not scored."""
@@ -280,3 +300,21 @@ def extend_lexicon(lexicon: Lexicon, raw: Any, name: str) -> None:
             lexicon.add("phrase", str(phrase), signal, language)
         for phrase in lists.get("except", ()):
             lexicon.add("except", str(phrase), signal, language)
+
+
+def load_topics(changes: Mapping[str, PhraseLists], path: Path = LEXICON / "topics.yaml") -> Lexicon:
+    """Words of the complaint categories, with those of a rule file added."""
+    lexicon = Lexicon()
+    for language, categories in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        for category, phrases in categories.items():
+            for phrase in phrases:
+                lexicon.add("phrase", str(phrase), category, language)
+    for category, lists in changes.items():
+        for language, phrase in _phrases(lists):
+            lexicon.add("phrase", phrase, category, language)
+    return lexicon
+
+
+def category_of(topics: Mapping[str, int]) -> str | None:
+    """The category of a conversation: the one most messages spoke of, the first in the list of equals; None when none was."""
+    return max((name for name in CATEGORIES if name in topics), key=lambda name: topics[name], default=None)

@@ -19,12 +19,14 @@ Resolution = Literal["recovered", "conversation_ended", "expired", "acknowledged
 ESCALATION_NAMESPACE = UUID("6f1b0c1e-6f0e-4f64-9d8a-3f5d2b7c9a41")
 
 
-def escalation_id(identity: ConversationIdentity, message_id: str, rule_id: str) -> str:
-    """UUIDv5 over (tenant, conversation, opening message, rule): replay and redelivery give the same id.
+def escalation_id(identity: ConversationIdentity, started_at_ms: int, message_id: str, rule_id: str) -> str:
+    """UUIDv5 over (tenant, conversation, its start, opening message, rule): replay and redelivery give the same id.
 
-    The four are joined as a JSON array, so that no separator inside an id can make two of them collide.
+    The start tells a conversation from the one of the same name that expired before it: an edit of an old message may open an
+    alert in the new one, and a consumer that drops known ids must not take it for a copy of the old alert. The five are joined as a
+    JSON array, so that no separator inside an id can make two of them collide.
     """
-    name = orjson.dumps([identity.tenant_id, identity.conversation_id, message_id, rule_id]).decode()
+    name = orjson.dumps([identity.tenant_id, identity.conversation_id, started_at_ms, message_id, rule_id]).decode()
     return str(uuid5(ESCALATION_NAMESPACE, name))
 
 

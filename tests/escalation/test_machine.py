@@ -352,7 +352,7 @@ def test_an_unanswered_unhappy_customer_raises_the_alert_when_nobody_writes() ->
     assert chat.tick(500) == [("opened", "unanswered", "error", 1)]
     opened = chat.transitions[-1]
     assert (opened.at_ms, opened.trigger.kind, opened.trigger.observed) == (START + 180_000, "unanswered", 180.0)
-    assert opened.escalation_id == escalation_id(WHO, "a", "unanswered")
+    assert opened.escalation_id == escalation_id(WHO, START, "a", "unanswered")
     assert chat.say(agent("sorry", 510)) == [("resolved", "unanswered", "error", 2)]
 
 
@@ -597,7 +597,7 @@ def test_ids_with_any_separator_do_not_collide() -> None:
     from stream_sentiment.conversation import ConversationIdentity
 
     ids = {
-        escalation_id(ConversationIdentity(tenant, conversation), message, rule)
+        escalation_id(ConversationIdentity(tenant, conversation), START, message, rule)
         for tenant, conversation, message, rule in [
             ("a", "b|c", "d", "r"),
             ("a|b", "c", "d", "r"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from turn_builders import score
+from turn_builders import WHO, customer, score
 
+from stream_sentiment.conversation import Turn
 from stream_sentiment.errors import ConfigurationError
+from stream_sentiment.escalation import advance
 from stream_sentiment.escalation.ruleformat import SIGNALS
 from stream_sentiment.escalation.rules import parse_rules
 from stream_sentiment.escalation.signals import Lexicon, SignalFinder, extend_lexicon, load_lexicon
@@ -206,3 +208,38 @@ lexicon:
 def test_a_lexicon_change_that_cannot_be_made_is_refused(section: str) -> None:
     with pytest.raises(ConfigurationError):
         parse_rules(f"version: 1\nrules: [{{id: a, when: {{signal: churn}}}}]\nlexicon: {section}")
+
+
+def test_what_a_complaint_is_about_is_counted_and_sent_to_its_desk() -> None:
+    rules = parse_rules(
+        """
+version: 1
+complaints:
+  desks: {logistics: {suggested_queue: courier-team, suggested_action: call_courier}, other: {suggested_queue: front}}
+  words: {logistics: {en: [drone]}}
+rules: [{id: pair, when: {streak: {length: 2}}}, {id: law, when: {signal: legal_threat}, suggested_queue: legal, severity: error}]
+"""
+    )
+    finder = rules.finder()
+
+    def turn(number: int, text: str) -> Turn:
+        judged = score(-0.9)
+        signals, topics = finder.hear(text, judged)
+        return customer(f"m{number}", number, -0.9)._replace(signals=signals, topics=topics)
+
+    assert turn(0, "the drone fell into my pond").topics == ("logistics",)
+    assert turn(0, "包裹还没到,客服态度也差").topics == ("service", "logistics")
+    assert turn(0, "it was smoking").topics == ("quality",)
+    assert finder.hear(None, None) == ((), ())
+    state, told = None, []
+    for number, text in enumerate(
+        ["where is my parcel", "the courier lost my package, and your agent is rude", "see you in court"]
+    ):
+        result = advance(state, turn(number, text), WHO, rules)
+        state, told = result.state, told + result.transitions
+    assert [(t.category, t.suggested_queue, t.suggested_action) for t in told] == [
+        ("logistics", "courier-team", "call_courier"),
+        ("logistics", "legal", "call_courier"),
+    ]
+    vague = advance(advance(None, turn(0, "no"), WHO, rules).state, turn(1, "no!"), WHO, rules).transitions
+    assert [(t.category, t.suggested_queue) for t in vague] == [(None, "front")]

@@ -89,6 +89,7 @@ def _chat(
     event = decoded.event
     text, language, skipped, _ = route(decoded, routing)
     score = scorer.score([text])[0] if text is not None else None
+    signals, topics = rules.finder(scorer.info).hear(text, score, event.tenant_id)
     turn = Turn(
         decoded.kind,
         event.message_id or "",
@@ -98,11 +99,12 @@ def _chat(
         event.sequence,
         score,
         skipped,
-        rules.finder(scorer.info).of_message(text, score, event.tenant_id),
+        signals,
         event.channel,
         event.attributes or {},
         event.phase,
         language or event.language or "",
+        topics,
     )
     identity = ConversationIdentity(event.tenant_id, event.conversation_id)
     place = ((topic, record.partition), conversation_key(*identity))
