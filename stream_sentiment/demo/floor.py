@@ -94,10 +94,9 @@ class Floor:
         self.dead_letters: Counter[str] = Counter()  # by error class
         self.latencies_ms: deque[float] = deque(maxlen=_LATENCIES_KEPT)  # sent until scored, as seen from outside
         self.sent = 0
-        self.sent_messages = 0
+        self.reviews = 0  # sent
         self.scored = 0
         self.skipped = 0
-        self.reviews_scored = 0
         self.first_escalation_s: float | None = None
         self.last_output_s: float | None = None
         self.first_sent_s: float | None = None
@@ -110,7 +109,10 @@ class Floor:
         self.sent += 1
         self.first_sent_s = at_s if self.first_sent_s is None else self.first_sent_s
         self._sent_times.append(at_s)
-        if event is None or "conversation_id" not in event:
+        if event is None:
+            return
+        if "conversation_id" not in event:
+            self.reviews += 1
             return
         row = self._row(event, at_s)
         kind = str(event.get("type", "chat.message.created")).rpartition(".")[2]
@@ -145,7 +147,6 @@ class Floor:
         if event.get("model"):
             self.model = dict(event["model"])
         if event.get("conversation_id") is None:
-            self.reviews_scored += 1
             return
         row = self._row(event, at_s)
         if row.language:

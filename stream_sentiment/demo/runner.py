@@ -41,6 +41,9 @@ PARTITIONS: Final = 8
 #: 4,000 scored events of 1.2 kB, so 8 partitions hold over 30,000.
 MAX_ON_THE_ROAD: Final = 8_000
 
+#: Events in one arrival window: about a quarter of the floor.
+_WINDOW_EVENTS = 128
+
 #: The worker's counter of finished events by outcome, as it is called in the registry.
 _EVENTS_METRIC = "stream_sentiment_events"
 
@@ -78,6 +81,8 @@ def demo_settings(kafka: str, redis: str) -> Settings:
         },
         redis={"url": redis, "cluster": False},
         http={"host": "127.0.0.1", "port": 0},
+        # Small windows: with --fast the first results come while the last records are still being sent.
+        intake={"window_events": _WINDOW_EVENTS},
         output={"scored": True, "conversation_state": True, "exactly_once": False},
     )
 

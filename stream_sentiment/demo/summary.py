@@ -31,6 +31,7 @@ def summary(floor: Floor, *, redis: str, seconds: float, speed: float | None) ->
         "scored": floor.scored,
         "skipped": floor.skipped,
         "conversations": len(floor.rows),
+        "reviews": floor.reviews,
         "escalations": floor.actions["opened"],
         "escalations_updated": floor.actions["updated"],
         "escalations_resolved": floor.actions["resolved"],
@@ -58,7 +59,10 @@ def summary_table(figures: dict[str, Any]) -> RenderableType:
     table.add_column()
     model = figures["model"]
     latency = figures["latency_ms"]
-    table.add_row("events sent", str(figures["events"]), f"in {figures['conversations']} conversations, and reviews")
+    where = f"in {figures['conversations']} conversations"
+    if figures["reviews"]:
+        where += f", with {figures['reviews']} reviews"
+    table.add_row("events sent", str(figures["events"]), where)
     table.add_row(
         "messages scored",
         str(figures["scored"]),

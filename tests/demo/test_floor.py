@@ -95,7 +95,7 @@ def test_a_review_is_counted_and_is_no_conversation() -> None:
     floor.record_sent(review, 0.0)
     floor.record_scored({**scored(), "conversation_id": None, "review_id": "r"}, 1.0)
 
-    assert (floor.sent, floor.scored, floor.reviews_scored, floor.rows) == (1, 1, 1, {})
+    assert (floor.sent, floor.scored, floor.reviews, floor.rows) == (1, 1, 1, {})
 
 
 def test_an_escalation_opens_grows_and_resolves() -> None:
@@ -153,6 +153,7 @@ def test_the_summary_counts_from_first_sent_to_last_result() -> None:
         "scored": 2,
         "skipped": 0,
         "conversations": 1,
+        "reviews": 0,
         "escalations": 1,
         "escalations_updated": 0,
         "escalations_resolved": 0,
