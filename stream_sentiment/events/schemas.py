@@ -238,7 +238,7 @@ class EscalationValue(_Out):
 
     tenant_id: str
     conversation_id: str
-    escalation_id: str = Field(description="UUIDv5 over tenant, conversation, opening message and rule")
+    escalation_id: str = Field(description="UUIDv5 over tenant, conversation, its start, opening message and rule")
     dedup_key: str
     action: Literal["opened", "updated", "resolved"]
     revision: int = Field(ge=1)

@@ -607,7 +607,7 @@ def test_ids_with_any_separator_do_not_collide() -> None:
         ]
     }
     assert len(ids) == 5
-    assert escalation_id(WHO, "m1", "sustained") == "68a1d3b8-5992-5e8b-b87b-dcfaec635a6c"
+    assert escalation_id(WHO, START, "m1", "sustained") == "690140d4-0bea-5c89-94ba-9f451a36582d"
 
 
 def test_the_event_tells_everything_about_the_conversation_at_that_moment() -> None:
@@ -622,3 +622,8 @@ def test_the_event_tells_everything_about_the_conversation_at_that_moment() -> N
     assert opened.trigger.rule_version == chat.rules.version
     assert opened.language == "zh"
     assert opened.reason == "客户发送 2 条消息后,滚动情绪分降至 -0.51(告警阈值 -0.40)。"
+
+
+def test_an_alert_of_a_conversation_that_began_anew_is_no_copy_of_the_old_one() -> None:
+    # The edit of an old message opens an alert a day later, when the conversation of that name has expired and begun anew.
+    assert escalation_id(WHO, START, "m2", "sustained") != escalation_id(WHO, START + 86_400_000, "m2", "sustained")
