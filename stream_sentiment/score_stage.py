@@ -134,10 +134,16 @@ class ScoreStage:
             scores = iter(self._infer_or_split(rest) if rest else [])
             return [error if index in bad else next(scores) for index in range(len(batch))]
         except Exception as error:
-            self._metrics.inference_errors_total.labels("provider").inc()
+            self._metrics.inference_errors_total.labels("oom" if _out_of_memory(error) else "provider").inc()
             if len(batch) == 1:
                 self._scorer.infer([self._scorer.tokenize(["."])[0].ids])
                 return [error]
             self._metrics.inference_fallback_total.labels("batch", "half_batch").inc()
             half = len(batch) // 2
             return self._infer_or_split(batch[:half]) + self._infer_or_split(batch[half:])
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """ONNX Runtime has no type of its own for it: its arena and CUDA say it in words."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "failed to allocate memory" in text or "out of memory" in text

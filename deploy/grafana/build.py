@@ -269,9 +269,9 @@ def overview() -> list[tuple[str, list[dict[str, Any]]]]:
             [
                 lines(
                     "Opened by rule",
-                    "Escalations opened.",
+                    "Escalations opened; rules that opened none are left out.",
                     "ops",
-                    (total("escalations_total", "rule, severity"), "{{rule}} {{severity}}"),
+                    (total("escalations_total", "rule, severity") + " > 0", "{{rule}} {{severity}}"),
                     stack="normal",
                 ),
                 lines(

@@ -187,14 +187,6 @@ class EscalationAction(StrEnum):
     RESOLVED = "resolved"
 
 
-class Suppressed(StrEnum):
-    """Why a rule that was true raised nothing."""
-
-    COOLDOWN = "cooldown"
-    DUPLICATE = "duplicate"
-    DISABLED = "disabled"
-
-
 class ProduceResult(StrEnum):
     ACK = "ack"
     ERROR = "error"
@@ -219,8 +211,3 @@ class HeartbeatStage(StrEnum):
 
     CONSUMED = "consumed"
     APPLIED = "applied"
-
-
-class Reload(StrEnum):
-    OK = "ok"
-    REJECTED = "rejected"

@@ -71,9 +71,6 @@ class Metrics:
     )
     model_ready = gauge("1 when the model is loaded, verified and warmed up.")
     model_load_seconds = gauge("Seconds that verifying, loading and warming up the model took.")
-    model_swaps_total = counters("Model bundles taken or rejected while running.", Label("result", values.Reload))
-    rules_reloads_total = counters("Rule files taken or rejected while running.", Label("result", values.Reload))
-
     # Events in
     events_consumed_total = counters("Records read from Kafka.", TOPIC, Label("kind", values.EventKind))
     events_total = counters(
@@ -140,9 +137,6 @@ class Metrics:
     emotion_predictions_total = counters("Customer messages scored, by emotion label.", Label("label", Domain.LABEL))
     prediction_confidence = histogram("Largest polarity probability per message.", TWENTIETHS)
     low_confidence_total = counter("Messages inside the model's abstain band (`uncertain` in the scored event).")
-    gpu_memory_used_bytes = gauges("GPU memory in use; only where NVML is available.", *_text("device"))
-    gpu_memory_limit_bytes = gauges("GPU memory in total; only where NVML is available.", *_text("device"))
-
     # Redis
     redis_op_duration_seconds = histograms(
         "Duration of one pipeline or script call.", STAGE, Label("op", values.RedisOp)
@@ -171,9 +165,6 @@ class Metrics:
     # Events out
     escalations_total = counters("Escalations opened.", Label("rule", Domain.RULE), Label("severity", values.Severity))
     escalation_transitions_total = counters("Escalation events by action.", Label("action", values.EscalationAction))
-    escalations_suppressed_total = counters(
-        "Rules that were true and raised nothing.", Label("reason", values.Suppressed)
-    )
     produce_total = counters(
         "Records handed to Kafka, by delivery report.", OUTPUT_TOPIC, Label("result", values.ProduceResult)
     )

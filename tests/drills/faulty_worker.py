@@ -1,6 +1,7 @@
 """The program of a worker whose stub model can be told to misbehave: `python -c "import ...; main(DIR)" run`.
 
-A file in DIR named `sleep` makes each model run wait until the file is gone; `fail` makes it raise. The rest is the real worker.
+A file in DIR named `sleep` makes each model run wait until the file is gone; `fail` and `break` make it raise for more than one
+message, for want of memory or otherwise. The rest is the real worker.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ def main(directory: str) -> None:
                 time.sleep(0.1)
             if (place / "fail").exists() and len(batch) > 1:
                 raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+            if (place / "break").exists() and len(batch) > 1:
+                raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
             return super().infer(batch)
 
     def load(_settings: Settings) -> Scorer:

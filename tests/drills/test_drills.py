@@ -193,10 +193,19 @@ def test_a_model_that_runs_out_of_memory_for_more_than_one_message(stack: Stack)
     (stack.directory / "fail").touch()
     stack.note("the model fails for batches of more than one")
     stack.until_true("InferenceFallback")
-    stack.until_true("InferenceErrors")
+    stack.until_true("GpuOom")
     (stack.directory / "fail").unlink()
     stack.note("it takes batches again")
     stack.until_false("InferenceFallback")
+    stack.until_false("GpuOom")
+
+
+def test_a_model_that_fails_otherwise(stack: Stack):
+    (stack.directory / "break").touch()
+    stack.note("the model fails with a CUDA error")
+    stack.until_true("InferenceErrors")
+    (stack.directory / "break").unlink()
+    stack.note("it works again")
     stack.until_false("InferenceErrors")
 
 
