@@ -64,9 +64,12 @@ def reason_of(
     if resolution is not None:
         text = _RESOLVED[resolution][chinese].format(score=state.score)
         return text + "。" if chinese else "Resolved: " + text + "."
-    why = _why_zh(trigger, state, signals, emotion) if chinese else _why_en(trigger, state, signals, emotion)
     if reminder:
-        return "情况持续:" + why if chinese else "Still: " + why
+        # What opened it may lie far back; this message need not be of its kind, and may be a friendly one.
+        if chinese:
+            return f"升级尚未解除(规则 {trigger.rule_id};滚动情绪分 {state.score:.2f})。"
+        return f"Still not resolved ({trigger.rule_id}; rolling score {state.score:.2f})."
+    why = _why_zh(trigger, state, signals, emotion) if chinese else _why_en(trigger, state, signals, emotion)
     return why if chinese else why[0].upper() + why[1:]
 
 
