@@ -68,6 +68,10 @@ app.add_typer(model_app, name="model", help="Train, export, evaluate and verify 
 
 def main() -> None:
     """Entry point of the console script."""
+    from stream_sentiment.observability.logs import configure_logging
+
+    # stdout is for results, and a command's errors are its messages; what runs for long configures logs of its own.
+    configure_logging("critical", "console")
     command = typer.main.get_command(app)
     try:
         status = command.main(standalone_mode=False)
