@@ -104,7 +104,7 @@ def test_the_queries_in_the_runbooks_parse(tmp_path: Path):
         for page in sorted(RUNBOOKS.glob("*.md"))
         for query in re.findall(r"```promql\n(.*?)```", page.read_text(), re.DOTALL)
     ]
-    assert len(queries) > 40
+    assert len(queries) >= 35
     parses(queries, tmp_path)
 
 
