@@ -10,13 +10,14 @@ from typing import Annotated, Any
 
 import orjson
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from stream_sentiment.errors import ConfigurationError, ExitStatus
 
-HEADINGS = ("alerts", "conv.", "prec.", "recall", "early", "false", "lead", "reopen")
+HEADINGS = ("n", "conv", "prec", "rec", "early", "false", "lead", "open2")
 COLUMNS = (
     "alerts",
     "conversations",
@@ -177,9 +178,9 @@ def _print(report: dict[str, Any], source: Path) -> None:
             wanted = {True: "should escalate", False: "should not", None: ""}[row["escalate"]]
             console.print(f"  {row['id']} {wanted}: {_said(row['before'])} -> {_said(row['after'])}")
     if "sweep" in report:
-        table = Table(title=report["sweep"]["path"])
+        table = Table(title=report["sweep"]["path"], box=SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
         for heading in ("value", *HEADINGS):
-            table.add_column(heading, justify="right", no_wrap=True)
+            table.add_column(heading, justify="right", no_wrap=True, min_width=5)
         for row in report["sweep"]["rows"]:
             cells = [_number(row.get(name)) for name in COLUMNS]
             table.add_row(f"{row['value']:g}", *(cells if "error" not in row else [row["error"]]))
@@ -193,10 +194,10 @@ def _said(alerts: list[list[Any]]) -> str:
 
 
 def _table(title: str, report: dict[str, Any]) -> Table:
-    table = Table(title=title)
-    table.add_column("rule", no_wrap=True)
+    table = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("rule", no_wrap=True, max_width=24)
     for heading in HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True, min_width=5)
     for name, figures in [*report["rules"].items(), ("total", report["total"])]:
         table.add_row(name, *(_number(figures[column]) for column in COLUMNS))
     return table
