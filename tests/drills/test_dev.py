@@ -1,0 +1,56 @@
+"""`stream-sentiment dev up|status|down` as a person types it, on the mock Kafka."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.redis]
+
+
+def dev(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stream_sentiment", "dev", *arguments, "--directory", str(directory)],
+        env={**os.environ, "STREAM_SENTIMENT_MODEL__STUB": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_a_stack_comes_up_works_says_where_it_is_and_leaves_nothing_behind(tmp_path: Path):
+    assert dev(tmp_path, "status").returncode == 1
+    up = dev(tmp_path, "up", "--mock", "--workers", "1", "--rate", "20", "--json")
+    assert up.returncode == 0, up.stderr
+    state = json.loads(up.stdout)
+    try:
+        assert json.loads(dev(tmp_path, "status", "--json").stdout) == state
+        again = dev(tmp_path, "up", "--mock")
+        assert again.returncode == 75
+        assert "a stack runs already" in again.stderr
+        scored = 'outcome="scored",topic="chat.messages"} 0.0'
+        deadline = time.monotonic() + 60
+        while True:
+            with urllib.request.urlopen(state["workers"][0]["http"] + "/metrics", timeout=10) as answer:
+                if scored not in answer.read().decode():
+                    break
+            assert time.monotonic() < deadline, "nothing was scored"
+            time.sleep(0.5)
+    finally:
+        down = dev(tmp_path, "down")
+    assert (down.returncode, down.stdout) == (0, "ended\n")
+    pids = [state["pid"], state["redis_pid"], *(worker["pid"] for worker in state["workers"])]
+    assert [pid for pid in pids if alive(pid)] == []
+    assert dev(tmp_path, "down").stdout == "no stack runs\n"
