@@ -34,10 +34,17 @@ def _state(directory: Path) -> dict[str, Any] | None:
     """The running stack's state, None when none runs (a state file left by a killed one does not count)."""
     try:
         state: dict[str, Any] = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-        command = Path(f"/proc/{state['pid']}/cmdline").read_bytes()
-    except (OSError, ValueError, KeyError):
+        return state if _runs(int(state["pid"])) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return state if b"stream_sentiment.dev.stack" in command else None
+
+
+def _runs(pid: int) -> bool:
+    """Whether this is a stack of ours, and not another process that has got its number (nor one that has ended: no command)."""
+    try:
+        return b"stream_sentiment.dev.stack" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _print(state: dict[str, Any], as_json: bool) -> None:
@@ -120,7 +127,7 @@ def down(directory: Directory = None) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(state["pid"], signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
-    while _state(place) is not None:
+    while _runs(int(state["pid"])):
         if time.monotonic() > deadline:
             raise TryAgain(f"process {state['pid']} has not ended within {STOP_SECONDS:g} s")
         time.sleep(0.1)

@@ -49,6 +49,8 @@ def serve(directory: Path, workers: int, rate: float, mock: bool, stop: threadin
     directory.mkdir(parents=True, exist_ok=True)
     state_file = directory / STATE_FILE
     with contextlib.ExitStack() as parts:
+        # First in, so last out: while the file is there, something may still run.
+        parts.callback(state_file.unlink, missing_ok=True)
         topics = {topic.name: topic.partitions for topic in plan_topics(load_settings(), PARTITIONS)}
         broker: MockKafka | KafkaBroker
         if mock or shutil.which("java") is None:
@@ -98,7 +100,6 @@ def serve(directory: Path, workers: int, rate: float, mock: bool, stop: threadin
         scratch = directory / (STATE_FILE + ".new")
         scratch.write_text(json.dumps(state, indent=1), encoding="utf-8")
         scratch.replace(state_file)
-        parts.callback(state_file.unlink, missing_ok=True)
         stop.wait()
 
 

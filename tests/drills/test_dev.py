@@ -27,7 +27,11 @@ def dev(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    """Runs; one that has ended and that nobody has collected yet (a zombie) has no command line any more."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
 
 
 def test_a_stack_comes_up_works_says_where_it_is_and_leaves_nothing_behind(tmp_path: Path):
