@@ -271,13 +271,12 @@ def shrink(record: OutboxRecord, dlq_topic: str) -> OutboxRecord:
             record.key,
             hashed_body(record.value or b""),
             [*headers, (PREFIX + "body", b"sha256")],
-            record.since,
         )
     if record.value is None:
         return record
     value = orjson.loads(record.value)
     value["evidence"], value["evidence_omitted"] = [], True
-    return OutboxRecord(record.topic, record.key, orjson.dumps(value), record.headers, record.since)
+    return OutboxRecord(record.topic, record.key, orjson.dumps(value), record.headers)
 
 
 def _error_class(record: OutboxRecord) -> str:

@@ -23,8 +23,6 @@ class OutboxRecord:
     key: bytes | None
     value: bytes | None  # None: a tombstone
     headers: Headers
-    #: High watermark of the output partition at or before the entry was written: an earlier copy cannot lie below it.
-    since: dict[int, int] | None = None
 
     def encode(self) -> bytes:
         """The JSON form."""
@@ -34,8 +32,6 @@ class OutboxRecord:
             "headers": [[name, _to_json(value)] for name, value in self.headers],
             "value": None if self.value is None else _to_json(self.value),
         }
-        if self.since is not None:
-            record["since"] = {str(partition): offset for partition, offset in self.since.items()}
         return orjson.dumps(record)
 
     @classmethod
@@ -44,13 +40,11 @@ class OutboxRecord:
         record = orjson.loads(encoded)
         if not isinstance(record, dict):
             raise ValueError("an outbox entry is a JSON object")
-        since = record.get("since")
         return cls(
             topic=record["topic"],
             key=None if record["key"] is None else _from_json(record["key"]),
             value=None if record["value"] is None else _from_json(record["value"]),
             headers=[(name, _from_json(value)) for name, value in record["headers"]],
-            since=None if since is None else {int(partition): offset for partition, offset in since.items()},
         )
 
     def event_id(self) -> str:
