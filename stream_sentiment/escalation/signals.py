@@ -34,6 +34,11 @@ _CLAUSE_ENDS = _SENTENCE_ENDS | frozenset("，,、：:()（）~～…")
 
 MAX_SPANS = 5
 
+# Where the model hears signals too and gives one less than this, words alone do not make it: on the service dev rows this takes
+# precision from .75 to .78 (zh) and .71 to .78 (en) for one or two points of recall. Danger is believed on words alone.
+DOUBT = 0.05
+_NEVER_DOUBTED = frozenset({"safety_risk"})
+
 # Signals that say what a complaint is about.
 TOPIC_OF_SIGNAL = {
     "quality_defect": "quality",
@@ -246,11 +251,14 @@ class SignalFinder:
         by_name: dict[str, list[Hit]] = {}
         for hit in hits:
             by_name.setdefault(hit[0].signal, []).append(hit)
+        heard = dict(zip(self.labels, probabilities, strict=False))
         for name, group in by_name.items():
+            if heard.get(name, 1.0) < DOUBT and name not in _NEVER_DOUBTED:
+                continue
             spans = sorted({(begin, end) for _, begin, end in group})[:MAX_SPANS]
             signals.append(Signal(name, "lexicon", group[0][0].rule_id, tuple(spans), 1.0))
         thresholds = self.thresholds
-        for name, probability in zip(self.labels, probabilities, strict=False):
+        for name, probability in heard.items():
             if probability >= thresholds.get(name, 0.5):
                 signals.append(Signal(name, "model", "signals-head", (), probability))
         signals.sort()

@@ -243,3 +243,11 @@ rules: [{id: pair, when: {streak: {length: 2}}}, {id: law, when: {signal: legal_
     ]
     vague = advance(advance(None, turn(0, "no"), WHO, rules).state, turn(1, "no!"), WHO, rules).transitions
     assert [(t.category, t.suggested_queue) for t in vague] == [(None, "front")]
+
+
+def test_words_that_the_model_contradicts_are_doubted_but_never_danger() -> None:
+    finder = SignalFinder(load_lexicon(), labels=("complaint", "safety_risk"))
+    assert [hit.name for hit in finder.find("a formal complaint", [0.06, 0.0])] == ["complaint"]
+    assert finder.find("a formal complaint", [0.04, 0.0]) == ()
+    assert [hit.name for hit in finder.find("it caught fire", [0.0, 0.0])] == ["safety_risk"]
+    assert [hit.name for hit in finder.find("my money back", [0.0, 0.0])] == ["refund_request"]
