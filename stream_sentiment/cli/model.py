@@ -105,6 +105,12 @@ def export(
     sources: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON list of training data: source, licence, rows, language.")
     ] = None,
+    share: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HEAD=NUMBER", help="The shortcut's share of a head instead of the one of least log loss."
+        ),
+    ] = None,
     weights: Annotated[bool, typer.Option(help="Put the fp16 weights beside it, for fine-tuning.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -126,6 +132,7 @@ def export(
         calibration=sample,
         golden=texts,
         data=json.loads(sources.read_text("utf-8")) if sources else [],
+        share=_shares(share or []),
         weights=weights,
     )
     manifest = write_bundle(run, out, request)
@@ -295,6 +302,17 @@ def _needs_train_extra() -> None:
         import torch  # noqa: F401
     except ImportError as error:
         raise ConfigurationError(f'{error}; run: pip install "stream-sentiment[cpu,train]"') from error
+
+
+def _shares(given: list[str]) -> dict[str, float]:
+    out = {}
+    for item in given:
+        head, _, number = item.partition("=")
+        try:
+            out[head] = float(number)
+        except ValueError:
+            raise typer.BadParameter(f"{item!r} is not HEAD=NUMBER") from None
+    return out
 
 
 def _spread(rows: list[Row], count: int) -> list[Row]:

@@ -25,6 +25,8 @@ def verify_bundle(path: Path) -> dict[str, Any]:
     if not isinstance(files, dict) or not files:
         raise ConfigurationError(f"{path / MANIFEST} lists no files; export the model again")
     for name in files:
+        if name in manifest.get("optional", ()) and not (path / name).exists():
+            continue
         read_checked(path, manifest, name)
     errors = {}
     for precision in manifest.get("precisions", {}):

@@ -104,7 +104,7 @@ def _data(manifest: Mapping[str, Any]) -> list[str]:
         return []
     return [
         "## Training data",
-        "No text of these sets is part of this project but the synthetic service rows' labels in the golden set.",
+        "No text of these sets is part of this project but 64 synthetic service rows in the golden set.",
         "",
         "| source | language | rows | licence as its owner states it |",
         "|---|---|---|---|",

@@ -51,7 +51,7 @@ class ExportRequest:
     calibration: Sequence[Row]
     golden: Sequence[str]
     data: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    share: Mapping[str, float] | None = None  # fixed shares instead of fitted ones
+    share: Mapping[str, float] = field(default_factory=dict)  # by head, instead of the fitted ones
     weights: bool = False  # the fp16 weights beside the graph, so that others can fine-tune
 
 
@@ -60,7 +60,7 @@ def export(run: Path, out: Path, request: ExportRequest) -> dict[str, Any]:
     network = load_network(run)
     network.eval()
     tokenizer = TextTokenizer((run / TOKENIZER).read_bytes(), network.config.max_positions)
-    share = dict(request.share) if request.share is not None else fit_shares(network, tokenizer, request.dev)
+    share = fit_shares(network, tokenizer, request.dev) | dict(request.share)
     ids = [t.ids for t in tokenizer.tokenize(evaluate.texts_of(request.calibration))]
     if len(ids) < MINIMUM_MESSAGES:
         raise ConfigurationError(
@@ -95,6 +95,8 @@ def export(run: Path, out: Path, request: ExportRequest) -> dict[str, Any]:
         "precisions": {precision: {"file": file, "golden_tolerance": GOLDEN_TOLERANCE}},
         "calibration_messages": len(ids),
         "files": {},
+        # Needed for fine-tuning only; a wheel or an image may leave them out.
+        "optional": [WEIGHTS, NETWORK] if request.weights else [],
         "data": list(request.data),
         "metrics": {},
     }

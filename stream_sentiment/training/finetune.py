@@ -59,7 +59,7 @@ def finetune(job: Job, progress: Progress | None = None) -> list[dict[str, Any]]
     if network.wide is not None:
         rows = sample_rows(sources, job.settings.seed)
         ids = trainer.encoder.encode([prepared(text) for text in texts_of(rows)])
-        fit_wide(network, rows, ids, WideSettings(), lambda done, _loss: _tell(progress, done))
+        fit_wide(network, rows, ids, WideSettings(), progress=lambda done, _loss: _tell(progress, done))
     save_network(network, job.out)
     draw_curves(log, job.out / "curves.png")
     return log

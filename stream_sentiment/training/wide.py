@@ -37,17 +37,31 @@ def fit_wide(
     rows: Sequence[Row],
     ids: Sequence[Sequence[int]],
     settings: WideSettings,
+    own: Sequence[bool] | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Fit the table to the rows (their `weight` counts) and put it into the network."""
+    """Fit the table to the rows (their `weight` counts) and put it into the network.
+
+    `own`: rows whose n-grams get buckets; unset: all. The others still shape the weights of those n-grams. A bucket is
+    too dear for an n-gram that only a film review has.
+    """
     assert network.wide is not None
     keys, offsets, scale = _features(network, ids)
-    buckets, prints, count = _owners(network, keys, settings.minimum_count)
+    owning, texts = keys, float(len(ids))
+    if own is not None:
+        lengths = torch.diff(offsets, append=torch.tensor([len(keys)]))
+        texts = float(sum(own))
+        owning = keys[torch.repeat_interleave(torch.tensor(list(own)), lengths)]
+    prints, count = _owners(network, owning, settings.minimum_count)
     network.prints.copy_(prints)
-    own = prints[buckets] == lookup(keys, network.config.wide_buckets)[1]
+    buckets, fingerprints = lookup(keys, network.config.wide_buckets)
+    known = prints[buckets] == fingerprints
+    # Only the known n-grams are kept: half of the work, the same sums.
+    before = torch.cat([torch.zeros(1, dtype=torch.int64), known.long().cumsum(0)])
+    offsets, buckets, scale = before[offsets], buckets[known], scale[known]
     # An n-gram that stands in every text says little: the usual inverse document frequency, here by occurrences.
-    idf = torch.log((1.0 + len(ids)) / (1.0 + count.float())).clamp_min(0.5)
-    weights = torch.where(own, scale * idf[buckets], torch.zeros(()))
+    idf = torch.log((1.0 + texts) / (1.0 + count.float())).clamp_min(0.5)
+    weights = scale * idf[buckets]
     table = torch.zeros_like(network.wide.weight, requires_grad=True)
     bias = torch.zeros(table.shape[1], requires_grad=True)
     targets = {k: torch.from_numpy(v) for k, v in targets_of(rows, network.head_specs).items()}
@@ -94,8 +108,8 @@ def _features(network: SentimentNetwork, ids: Sequence[Sequence[int]]) -> tuple[
     return torch.cat(flat), torch.tensor(starts), torch.cat(scales)
 
 
-def _owners(network: SentimentNetwork, keys: Tensor, minimum_count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Bucket of every key, fingerprint by bucket, and the owner's count by bucket. The most frequent n-gram owns a bucket."""
+def _owners(network: SentimentNetwork, keys: Tensor, minimum_count: int) -> tuple[Tensor, Tensor]:
+    """Fingerprint and count of the owner by bucket. The most frequent n-gram owns a bucket."""
     size = network.config.wide_buckets
     distinct, counts = torch.unique(keys, return_counts=True)
     often = counts >= minimum_count
@@ -110,7 +124,7 @@ def _owners(network: SentimentNetwork, keys: Tensor, minimum_count: int) -> tupl
     used = torch.unique(found)
     prints[used] = fingerprints[last[used]].to(torch.uint8)
     count[used] = counts[order][last[used]]
-    return lookup(keys, size)[0], prints, count
+    return prints, count
 
 
 def _loss(
@@ -137,7 +151,7 @@ def _loss(
     return total
 
 
-def sample_rows(sources: Sequence[tuple[list[Row], float]], seed: int = 0) -> list[Row]:
+def sample_rows(sources: Sequence[tuple[Sequence[Row], float]], seed: int = 0) -> list[Row]:
     """One copy of every row that a mix shows at least once, and a share of the sources with less than one pass."""
     rng = np.random.default_rng(seed)
     out: list[Row] = []
