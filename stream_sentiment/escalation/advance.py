@@ -24,11 +24,13 @@ class Advance(NamedTuple):
 
 def advance(state: ConversationState | None, turn: Turn, identity: ConversationIdentity, rules: RuleSet) -> Advance:
     """First what fell due before the turn, at its own time; then the turn. A timer that ran on time has done the same already."""
-    due: list[Transition] = []
-    if state is not None and (
-        state.escalation is not None or (rules.has_timers and state.waiting_since_ms is not None)
-    ):
-        due = tick(state, turn.at_ms, rules)
+    due: list[Transition] | None = None
+    if state is not None:
+        at, waiting = turn.at_ms, state.waiting_since_ms
+        if (waiting is not None and at - waiting >= rules.shortest_gap_ms) or (
+            state.escalation is not None and at - state.last_event_at_ms >= rules.shortest_ttl_ms
+        ):
+            due = tick(state, at, rules)
     result = fold(state, turn, identity, rules.options_for(state, turn, identity))
     transitions = step(result.state, turn, result.outcome, rules, result.expired)
     return Advance(result.state, result.outcome, due + transitions if due else transitions, result.expired)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from stream_sentiment.conversation.rolling import shift_of
@@ -38,6 +39,7 @@ class Compiled:
     by_model: bool = False  # rests on the model's scores alone, not on signals
     discrete: bool = False  # another person's turn can release it (phase, gap)
     signals: frozenset[str] = frozenset()  # that it asks for, anywhere inside
+    ceiling: float = inf  # cannot hold while the rolling score is above it
     needs_signal: bool = False  # cannot hold for a message without signals
 
 
@@ -84,6 +86,7 @@ def _rolling_score(threshold: Threshold) -> Compiled:
         measure=lambda state, turn, now: state.score,
         open_threshold=opens,
         close_threshold=closes,
+        ceiling=opens,
         sign=-1,
         by_model=True,
     )
@@ -259,7 +262,8 @@ def _all_of(parts: list[Compiled]) -> Compiled:
         return any(release(state, now) for release in releases)
 
     needs_signal = any(part.needs_signal for part in parts)
-    return _combine(parts, holds, released if releases else None, needs_signal)
+    ceiling = min(part.ceiling for part in parts)
+    return _combine(parts, holds, released if releases else None, needs_signal, ceiling)
 
 
 def _any_of(parts: list[Compiled]) -> Compiled:
@@ -279,10 +283,11 @@ def _any_of(parts: list[Compiled]) -> Compiled:
         return all(release(state, now) for release in releases)
 
     needs_signal = all(part.needs_signal for part in parts)
-    return _combine(parts, holds, released if releases else None, needs_signal)
+    ceiling = max(part.ceiling for part in parts)
+    return _combine(parts, holds, released if releases else None, needs_signal, ceiling)
 
 
-def _combine(parts: list[Compiled], holds: Holds, released: Released, needs_signal: bool) -> Compiled:
+def _combine(parts: list[Compiled], holds: Holds, released: Released, needs_signal: bool, ceiling: float) -> Compiled:
     telling = _most_telling(parts)
     evidence = [part for part in parts if part.kind not in ("phase", "unanswered")]
     by_model = bool(evidence) and all(part.by_model for part in evidence)
@@ -298,6 +303,7 @@ def _combine(parts: list[Compiled], holds: Holds, released: Released, needs_sign
         by_model=by_model,
         discrete=any(part.discrete for part in parts),
         signals=frozenset(name for part in parts for name in part.signals),
+        ceiling=ceiling,
         needs_signal=needs_signal,
     )
 

@@ -103,7 +103,9 @@ def _customer_turn(
             esc.cooldown_until_ms = esc.cooldown_severity = None
             esc.status = "none"
         holding: list[CompiledRule] | None = None
-        for rule in view.rules if turn.signals else view.quiet_rules:
+        quiet = view.quiet_rules if state.score <= view.ceiling else view.free_rules
+        rules = view.rules if turn.signals else quiet
+        for rule in rules:
             if rule.holds(state, turn, now):
                 if _guarded(state, rule, view, limited):
                     continue

@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from hashlib import sha256
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,8 @@ class RuleView:
     options: StateOptions
     rules: tuple[CompiledRule, ...]
     quiet_rules: tuple[CompiledRule, ...]  # those that can hold for a message without signals
+    free_rules: tuple[CompiledRule, ...]  # those of them that can hold whatever the rolling score
+    ceiling: float  # above this rolling score only the free ones can hold
     by_id: Mapping[str, CompiledRule]
     timed: tuple[CompiledRule, ...]
     skip_first_messages: int
@@ -95,7 +98,8 @@ class RuleSet:
     raw: dict[str, Any]
     file: RuleFile
     default: RuleView
-    has_timers: bool = False
+    shortest_gap_ms: float = inf  # no timer of any view is due before a customer has waited this long
+    shortest_ttl_ms: float = inf
     lexicon: Lexicon | None = None  # made when it is first asked for
     topics: Lexicon | None = None
     tenant_lexicons: dict[str, Lexicon] = field(default_factory=dict)
@@ -187,7 +191,10 @@ def parse_rules(text: str, name: str = "rules") -> RuleSet:
             raise _configuration_error(name, f"with {where}: ", error) from error
         except _NoSuchPath as error:
             raise ConfigurationError(f"rule file {name}: {error}") from error
-    rules.has_timers = any(view.timed for view in [default, *rules.views.values()])
+    views = [default, *rules.views.values()]
+    gaps = [gap for view in views for rule in view.timed for gap in rule.condition.gaps_ms]
+    rules.shortest_gap_ms = min(gaps, default=inf)
+    rules.shortest_ttl_ms = min(view.options.ttl_ms for view in views)
     if "lexicon" in raw or "complaints" in raw:
         rules.finder()  # a mistake in it is found now
     return rules
@@ -271,11 +278,14 @@ def _compile(file: RuleFile, version: str) -> RuleView:
         kept_attributes=tuple(sorted({*_CONTEXT_ATTRIBUTES, *matched})),
     )
     rules = tuple(_compile_rule(rule, place, defaults) for place, rule in enumerate(file.rules) if rule.enabled)
+    quiet = tuple(rule for rule in rules if not rule.condition.needs_signal)
     return RuleView(
         version=version,
         options=options,
         rules=rules,
-        quiet_rules=tuple(rule for rule in rules if not rule.condition.needs_signal),
+        quiet_rules=quiet,
+        free_rules=tuple(rule for rule in quiet if rule.condition.ceiling == inf),
+        ceiling=max((rule.condition.ceiling for rule in quiet if rule.condition.ceiling < inf), default=-inf),
         by_id={rule.id: rule for rule in rules},
         timed=tuple(rule for rule in rules if rule.condition.gaps_ms),
         skip_first_messages=defaults.skip_first_messages,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import inf
+
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from turn_builders import START, WHO, any_turn, customer
@@ -11,7 +15,7 @@ from stream_sentiment.conversation import ConversationState, Outcome, StateOptio
 from stream_sentiment.conversation.state import GAIN, KEEP, SCORE
 from stream_sentiment.escalation import Transition, advance, tick
 from stream_sentiment.escalation.evidence import contributions, evidence_of
-from stream_sentiment.escalation.rules import parse_rules
+from stream_sentiment.escalation.rules import RuleView, parse_rules
 from stream_sentiment.escalation.severity import RANK
 
 RULES = parse_rules(
@@ -219,3 +223,24 @@ def test_a_message_that_spoke_by_its_signal_alone_is_evidence_that_contributes_n
     assert evidence_of(whole(turns), scored)[0][-1].label == "negative"
     shares = [e[GAIN] * e[SCORE] * e[KEEP] ** 0 for e in whole(turns).window[-1:]]
     assert contributions(whole(turns))[-1] == pytest.approx(shares[0])
+
+
+@given(conversations)
+@settings(max_examples=100, deadline=None)
+def test_skipping_rules_that_cannot_hold_changes_nothing(turns: list[Turn]) -> None:
+    """The control looks at every rule for every message, and ticks before every turn."""
+    careful = parse_rules(yaml.safe_dump(RULES.raw))
+    careful.shortest_gap_ms = careful.shortest_ttl_ms = -inf
+    careful.default = everything(careful.default)
+    careful.views = {matching: everything(view) for matching, view in careful.views.items()}
+    state, told = run(turns)
+    other, told_carefully = None, []
+    for turn in turns:
+        result = advance(other, turn, WHO, careful)
+        other, told_carefully = result.state, told_carefully + result.transitions
+    assert told_carefully == told
+    assert other.to_json() == state.to_json()
+
+
+def everything(view: RuleView) -> RuleView:
+    return replace(view, quiet_rules=view.rules, free_rules=view.rules, ceiling=inf)
