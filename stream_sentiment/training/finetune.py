@@ -56,7 +56,8 @@ def finetune(job: Job, progress: Progress | None = None) -> list[dict[str, Any]]
 
     sources = [(rows, passes) for _, rows, passes in job.sources]
     log = trainer.train(sources, evaluate if job.dev else None, progress)
-    if network.wide is not None:
+    # A bundle brings its table along: a few hundred rows of one's own could not replace what it was fitted on.
+    if network.wide is not None and not bool(network.prints.any()):
         rows = sample_rows(sources, job.settings.seed)
         ids = trainer.encoder.encode([prepared(text) for text in texts_of(rows)])
         fit_wide(network, rows, ids, WideSettings(), progress=lambda done, _loss: _tell(progress, done))

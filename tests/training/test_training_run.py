@@ -118,6 +118,9 @@ def test_fine_tuning_goes_on_from_a_bundle_with_weights(tiny_bundle: Path, tmp_p
         Job(tiny_bundle, tmp_path / "on", settings, [("mine", rows_of(100, 3), 1.0)], {"dev": rows_of(200, 4)})
     )
     assert log[0]["dev"]["dev polarity"] > 0.9
+    before, after = load_network(tiny_bundle), load_network(tmp_path / "on")
+    assert torch.equal(before.prints, after.prints)
+    assert torch.allclose(before.wide.weight, after.wide.weight)
 
 
 def test_a_bundle_compared_with_itself_is_neither_better_nor_worse(tiny_bundle: Path, rows_of) -> None:
