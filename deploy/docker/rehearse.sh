@@ -5,7 +5,7 @@
 #   deploy/docker/rehearse.sh            up, publish, look, kill the worker, look again, down
 #   KEEP=1 deploy/docker/rehearse.sh     leave it running (its own dockerd too)
 #
-# Needs: apt-get install docker.io docker-compose debootstrap; Kafka's jars (`python -m stream_sentiment.testing.kafka_jars`).
+# Needs: apt-get install docker.io docker-compose debootstrap; Kafka's jars (`python -m stream_sentiment.testing`).
 # It starts a dockerd of its own, on its own socket and data directory, and ends only that.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

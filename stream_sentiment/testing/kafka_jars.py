@@ -4,7 +4,7 @@ In: `mvn` and `java` on PATH. Out: a directory of jars for `java -cp '<directory
 for as long as that takes; later calls only look. Raises `ServiceUnavailable` with the reason. `STREAM_SENTIMENT_KAFKA_JARS` names a
 directory to use instead; then Maven is not needed.
 
-`python -m stream_sentiment.testing.kafka_jars` resolves them and prints the directory (for images and CI).
+`python -m stream_sentiment.testing` resolves them and prints the directory (for images and CI).
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from stream_sentiment.errors import ServiceUnavailable, StreamSentimentError
+from stream_sentiment.errors import ServiceUnavailable
 
 __all__ = ["JARS_VARIABLE", "KAFKA_VERSION", "kafka_jars"]
 
@@ -93,11 +92,3 @@ def _download(target: Path) -> None:
         except OSError:
             if not target.is_dir():  # else another run was faster, and its jars are as good
                 raise
-
-
-if __name__ == "__main__":
-    try:
-        print(kafka_jars())
-    except StreamSentimentError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_status)
