@@ -229,7 +229,7 @@ class ModelSettings(_Section):
     threads: int | None = Field(
         None, ge=1, le=256, description="inference threads; unset: the CPUs this process may use"
     )
-    token_budget: int = Field(512, ge=32, le=131_072, description="tokens (padding included) in one micro-batch")
+    token_budget: int = Field(256, ge=32, le=131_072, description="tokens (padding included) in one micro-batch")
     stub: bool = Field(False, description="score without a model, for measuring the rest; never in production")
 
 

@@ -46,8 +46,9 @@ if TYPE_CHECKING:
 
 #: First answer of Kafka at start-up.
 CONTACT_SECONDS = 15.0
-#: Redis keeps a state this much longer than event time says, so that an event near the end of its life still finds it.
-STATE_GRACE_MS = 60 * 60 * 1000
+#: Redis keeps a state for so many lives of a conversation: a message after the end of its life must still find it, or an open
+#: escalation would never be resolved as expired.
+STATE_LIVES = 2
 
 log = get_logger("worker")
 
@@ -177,7 +178,7 @@ class Worker:
         settings, metrics, health = self.settings, self.metrics, self.health
         store = open_store(
             settings,
-            self.rules.options.ttl_ms + STATE_GRACE_MS,
+            STATE_LIVES * self.rules.options.ttl_ms,
             clock=self.clock,
             on_fault=lambda fault: metrics.redis_errors_total.labels(fault.value).inc(),
         )

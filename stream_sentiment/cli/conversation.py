@@ -88,10 +88,10 @@ def erase(
 @contextmanager
 def _store(settings: Settings) -> Iterator[tuple[StateStore, RuleSet]]:
     from stream_sentiment.escalation.rules import load_rules
-    from stream_sentiment.worker import STATE_GRACE_MS, open_store
+    from stream_sentiment.worker import STATE_LIVES, open_store
 
     rules = load_rules(settings.rules.path)
-    store = open_store(settings, rules.options.ttl_ms + STATE_GRACE_MS)
+    store = open_store(settings, STATE_LIVES * rules.options.ttl_ms)
     try:
         yield store, rules
     finally:
