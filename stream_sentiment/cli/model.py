@@ -86,6 +86,25 @@ def train(
 
 
 @app.command()
+def average(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN=SHARE...", help="Run or bundle directories with weights, and the share of each."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Where the mean is written.")],
+) -> None:
+    """Mix trained networks: a weighted mean of their weights, for runs that began at the same start.
+
+    Example: `stream-sentiment model average runs/first=0.6 runs/second=0.4 --out runs/mixed`
+    """
+    _needs_train_extra()
+    from stream_sentiment.training.average import average_runs
+
+    average_runs([(Path(run), share) for run, share in _shares(runs).items()], out)
+    typer.echo(out)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="BUNDLE", help="Bundle directory to write.")],
@@ -307,11 +326,11 @@ def _needs_train_extra() -> None:
 def _shares(given: list[str]) -> dict[str, float]:
     out = {}
     for item in given:
-        head, _, number = item.partition("=")
+        name, _, number = item.rpartition("=")
         try:
-            out[head] = float(number)
+            out[name] = float(number)
         except ValueError:
-            raise typer.BadParameter(f"{item!r} is not HEAD=NUMBER") from None
+            raise typer.BadParameter(f"{item!r} is not NAME=NUMBER") from None
     return out
 
 

@@ -202,6 +202,7 @@ class Stack:
             "redis.url": redis.url,
             "redis.timeout": "500ms",
             "model.stub": "true",
+            "rules.path": str(Path(__file__).with_name("rules.yaml")),
             "worker.stall_timeout": "5s",
         }
 

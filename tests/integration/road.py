@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -74,6 +75,7 @@ class Road:
             "redis": {"url": self.redis_url},
             "topics": self.topics,
             "http": {"port": 0},
+            "rules": {"path": Path(__file__).with_name("rules.yaml")},
             "worker": {"drain_timeout": "10s", "commit_interval": "200ms"},
         }
         for name, fields in sections.items():

@@ -14,6 +14,7 @@ from stream_sentiment.errors import ConfigurationError  # noqa: E402
 from stream_sentiment.scoring.scorer import OnnxScorer, pad  # noqa: E402
 from stream_sentiment.scoring.verify import verify_bundle  # noqa: E402
 from stream_sentiment.training import data, evaluate, graph  # noqa: E402
+from stream_sentiment.training.average import average_runs  # noqa: E402
 from stream_sentiment.training.finetune import Job, finetune  # noqa: E402
 from stream_sentiment.training.parity import compare_bundles, compare_precisions  # noqa: E402
 from stream_sentiment.training.quantize import activation_ranges  # noqa: E402
@@ -144,6 +145,31 @@ def test_saving_and_loading_keeps_the_shortcut(finished_run: Path, tmp_path: Pat
     assert torch.equal(network.prints, again.prints)
     assert torch.equal(network.parts, again.parts)
     assert int((network.prints != 0).sum()) > 50
+
+
+def test_the_mean_of_two_runs_lies_between_them_in_every_weight(finished_run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    network = load_network(finished_run)
+    with torch.no_grad():
+        for parameter in network.heads.parameters():
+            parameter.add_(1.0)
+    save_network(network, other)
+    (other / "tokenizer.json").write_bytes((finished_run / "tokenizer.json").read_bytes())
+    average_runs([(finished_run, 3.0), (other, 1.0)], tmp_path / "mean")
+    before, mean = load_network(finished_run).state_dict(), load_network(tmp_path / "mean").state_dict()
+    for name, value in before.items():
+        shift = 0.25 if name.startswith("heads.") else 0.0
+        assert torch.allclose(mean[name].float(), value.float() + shift, atol=2e-3), name
+
+
+def test_runs_with_other_tokenizers_are_not_mixed(finished_run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    save_network(load_network(finished_run), other)
+    (other / "tokenizer.json").write_bytes(b"{}")
+    with pytest.raises(ConfigurationError, match="tokenizer"):
+        average_runs([(finished_run, 1.0), (other, 1.0)], tmp_path / "mean")
 
 
 def test_a_binary_source_never_teaches_neutral(checkpoint: Path, tmp_path: Path) -> None:
