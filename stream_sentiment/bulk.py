@@ -23,6 +23,7 @@ from stream_sentiment.events.outgoing import conversation_state_event, rolling_b
 from stream_sentiment.observability.logs import get_logger
 from stream_sentiment.observability.metrics import Metrics
 from stream_sentiment.scoring.blocks import emotion_block, sentiment_block
+from stream_sentiment.scoring.corrections import Corrector, corrections_block
 from stream_sentiment.settings import Settings
 from stream_sentiment.stages import Record
 
@@ -61,8 +62,12 @@ class BulkPublisher:
         self._model_json = orjson.Fragment(orjson.dumps(model_block(model)))
         self._scored_headers = envelope.constant_headers(envelope.SCORED, "sentiment.scored:1")
         self._state_headers = envelope.constant_headers(envelope.CONVERSATION_STATE, "conversation.state:1")
-        # Model and rules are part of a scored event's id: hashed once, copied for each event.
-        self._id_seed = hashlib.blake2b(f"{model.sha256}\n{rules_version}\n".encode(), digest_size=16)
+        # Model, corrections and rules are part of a scored event's id: hashed once, copied for each event.
+        self._corrections_version = Corrector.of(settings.corrections, model).version
+        parts = [model.sha256, rules_version]
+        if self._corrections_version != "off":
+            parts.append(self._corrections_version)
+        self._id_seed = hashlib.blake2b("".join(f"{part}\n" for part in parts).encode(), digest_size=16)
         self._producer: Producer | None = None
         self._errors = 0
 
@@ -101,7 +106,8 @@ class BulkPublisher:
             "sentiment": None if score is None else sentiment_block(score, self._model),
             "emotion": None if score is None else emotion_block(score, self._model),
             "uncertain": False if score is None else score.uncertain,
-            "corrections": [],
+            "corrections": corrections_block(record.corrections),
+            "corrections_version": self._corrections_version,
             "signals": signals_block(turn.signals) if turn.signals else [],
             "complaint": None,
             "language": record.language,
@@ -123,7 +129,8 @@ class BulkPublisher:
         score = record.score
         disagreement = None
         if score is not None and event.rating is not None:
-            disagreement = abs((event.rating - 3) / 2 - score.score) >= RATING_DISAGREEMENT
+            said = record.corrections[0].before["score"] if record.corrections else score.score  # by the model
+            disagreement = abs((event.rating - 3) / 2 - said) >= RATING_DISAGREEMENT
         created_at = envelope.rfc3339(decoded.at_ms)
         value: dict[str, Any] = {
             "tenant_id": event.tenant_id,
@@ -136,7 +143,8 @@ class BulkPublisher:
             "sentiment": None if score is None else sentiment_block(score, self._model),
             "emotion": None if score is None else emotion_block(score, self._model),
             "uncertain": False if score is None else score.uncertain,
-            "corrections": [],
+            "corrections": corrections_block(record.corrections),
+            "corrections_version": self._corrections_version,
             "signals": [],
             "complaint": None,
             "language": record.language,

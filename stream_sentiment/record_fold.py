@@ -24,6 +24,7 @@ from stream_sentiment.events.outgoing import escalation_event
 from stream_sentiment.kafka.dead_letter import CLASS_OF_REASON, ErrorClass, dead_letter
 from stream_sentiment.kafka.outbox_record import OutboxRecord
 from stream_sentiment.observability.tally import Tally
+from stream_sentiment.scoring.corrections import Corrector
 from stream_sentiment.settings import Settings
 from stream_sentiment.stages import Epoch, Record
 from stream_sentiment.store.keys import conversation_key, outbox_field
@@ -73,6 +74,7 @@ class RecordFolder:
         self._keep_bodies = settings.output.dead_letter_bodies
         self._rules = rules
         self._signals = rules.finder(model)
+        self._corrector = Corrector.of(settings.corrections, model)
         self._model_block = model_block(model)
         self._model_version = f"{model.name}@{model.version}"
         self._bulk = bulk
@@ -132,6 +134,7 @@ class RecordFolder:
         if at_ms > record.timestamp_ms + FUTURE_TOLERANCE_MS:
             at_ms = record.timestamp_ms + FUTURE_TOLERANCE_MS
             tally.count("clock_skew_events_total", "future")
+        self._correct(tally, record, event.tenant_id)
         signals, topics = self._signals.hear(record.text, record.score, event.tenant_id)
         turn = Turn(
             cast(TurnKind, decoded.kind),
@@ -178,9 +181,22 @@ class RecordFolder:
     def _review(self, batch: Batch, record: Record, decoded: Decoded, moment: Moment) -> str:
         if decoded.kind == "deleted":
             return "skipped"
-        self._bulk.scored_review(record, decoded, cast(ReviewEvent, decoded.event), moment.text)
+        event = cast(ReviewEvent, decoded.event)
+        self._correct(batch.tally, record, event.tenant_id, event.rating)
+        self._bulk.scored_review(record, decoded, event, moment.text)
         _count_prediction(batch.tally, record)
         return "skipped" if record.score is None else "scored"
+
+    def _correct(self, tally: Tally, record: Record, tenant_id: str, rating: float | None = None) -> None:
+        """Before anything is decided on the score; once, though a record may be folded again."""
+        if record.score is None:
+            return
+        if not record.corrections:
+            record.score, record.corrections = self._corrector.correct(
+                record.text, record.score, tenant_id=tenant_id, rating=rating
+            )
+        for correction in record.corrections:
+            tally.count("corrections_total", correction.rule_id)
 
     def _escalate(
         self,

@@ -233,6 +233,16 @@ class ModelSettings(_Section):
     stub: bool = Field(False, description="score without a model, for measuring the rest; never in production")
 
 
+class CorrectionSettings(_Section):
+    """Rules after the model: docs/corrections.md."""
+
+    enabled: bool = Field(True, description="false: what the model says is what is published")
+    rules: dict[str, bool] = Field(
+        default_factory=dict, description="rule id: true or false, against what the model's manifest says"
+    )
+    phrases: Path | None = Field(None, description="YAML file of phrases that tenants have set to a polarity")
+
+
 class RuleSettings(_Section):
     """The escalation rules."""
 
@@ -339,6 +349,7 @@ class Settings(BaseSettings):
     topics: TopicSettings = Field(default_factory=TopicSettings)
     redis: RedisSettings = Field(default_factory=RedisSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
+    corrections: CorrectionSettings = Field(default_factory=CorrectionSettings)
     rules: RuleSettings = Field(default_factory=RuleSettings)
     intake: IntakeSettings = Field(default_factory=IntakeSettings)
     output: OutputSettings = Field(default_factory=OutputSettings)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from stream_sentiment.conversation.state import ConversationState
     from stream_sentiment.conversation.turn import Signal
+    from stream_sentiment.scoring.corrections import Correction
     from stream_sentiment.scoring.scorer import Score
 
     BatchFuture = Future[tuple[list[Score | Exception], float]]
@@ -93,6 +94,8 @@ class Record:
     language: str = ""
     truncated: bool = False
     score: Score | None = None
+    #: What the rules after the model have changed in it.
+    corrections: tuple[Correction, ...] = ()
     #: Set when the model failed on this record alone.
     poison: str | None = None
     #: When a canary was published, milliseconds since the epoch; None for everything else.

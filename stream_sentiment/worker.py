@@ -36,6 +36,7 @@ from stream_sentiment.observability.tracing import tracer_from_environment
 from stream_sentiment.outbox import KafkaPublisher, Outbox
 from stream_sentiment.record_fold import RecordFolder
 from stream_sentiment.score_stage import ScoreStage
+from stream_sentiment.scoring.corrections import Corrector
 from stream_sentiment.settings import Settings
 from stream_sentiment.stages import Epoch
 from stream_sentiment.store.errors import StoreFault
@@ -327,6 +328,7 @@ class Worker:
             Domain.OUTPUT_TOPIC, [topics.scored, topics.conversation_state, topics.escalations, topics.dead_letters]
         )
         declare(Domain.RULE, list(self.rules.default.by_id))
+        declare(Domain.CORRECTION, Corrector.of(self.settings.corrections, info).rule_ids)
         declare(Domain.LABEL, info.labels["polarity"], only=["predictions_total"])
         declare(Domain.LABEL, info.emotion_labels, only=["emotion_predictions_total"])
         provider = str(getattr(self.scorer, "provider", ""))

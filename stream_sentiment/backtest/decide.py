@@ -19,6 +19,7 @@ from stream_sentiment.escalation.rules import RuleSet
 from stream_sentiment.escalation.signals import SignalFinder
 from stream_sentiment.escalation.transition import Transition
 from stream_sentiment.scoring.calibration import Score
+from stream_sentiment.scoring.corrections import Corrector
 
 # Score, signals and complaint categories of a message.
 Judgement = tuple[Score | None, tuple[Signal, ...], tuple[str, ...]]
@@ -53,11 +54,14 @@ def decide(conversation: Conversation, rules: RuleSet, judge: Judge) -> list[Dec
     return decisions
 
 
-def by_model(scores: dict[str, Score], finder: SignalFinder) -> Judge:
-    """The model's scores, and the signals that the worker would hear."""
+def by_model(scores: dict[str, Score], finder: SignalFinder, corrector: Corrector | None = None) -> Judge:
+    """The model's scores as the worker corrects them, and the signals that it would hear."""
+    corrector = corrector or Corrector()
 
     def judge(conversation: Conversation, message: Message) -> Judgement:
         score = scores.get(message.text or "")
+        if score is not None:
+            score, _ = corrector.correct(message.prepared, score, tenant_id=conversation.tenant_id)
         return score, *finder.hear(message.prepared, score, conversation.tenant_id)
 
     return judge

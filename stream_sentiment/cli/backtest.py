@@ -117,6 +117,7 @@ def _judges(
             raise ConfigurationError("--labels: no message of the file has a polarity")
         judges = [by_labels() for _ in rulesets]
     else:
+        from stream_sentiment.scoring.corrections import Corrector
         from stream_sentiment.scoring.scorer import OnnxScorer
         from stream_sentiment.settings import load_settings
 
@@ -129,7 +130,10 @@ def _judges(
         with _bar("scoring", len(set(texts))) as advance:
             scores = kept.scores(scorer, texts, advance)
         kept.close()
-        judges = [by_model(scores, ruleset.finder(scorer.info)) for ruleset in rulesets if ruleset is not None]
+        corrector = Corrector.of(settings.corrections, scorer.info)
+        judges = [
+            by_model(scores, ruleset.finder(scorer.info), corrector) for ruleset in rulesets if ruleset is not None
+        ]
     return [with_noise(judge, noise) for judge in judges] if noise else judges
 
 

@@ -23,6 +23,9 @@ app = typer.Typer(no_args_is_help=True)
 # From each calibration file; 300 messages in all are enough for the ranges.
 CALIBRATION_ROWS = 150
 
+PageOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Put the tables into this page, between its generated-block marks.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -235,6 +238,35 @@ def evaluate(
         return
     for name, result in results.items():
         _print_report(name, result)
+
+
+@app.command()
+def corrections(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    data: Annotated[
+        list[Path],
+        typer.Option("--data", "-d", metavar="FILE", help="Rows with a polarity, or conversations with labels."),
+    ],
+    record: Annotated[
+        bool, typer.Option(help="Write it into the manifest: rules that help are on for this model from then on.")
+    ] = False,
+    page: PageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure every correction rule on labelled rows: labels put right, labels spoiled. See docs/corrections.md.
+
+    Example: `stream-sentiment model corrections models/service-zh-en-6x384 --data dev.jsonl --record`
+    """
+    _needs_train_extra()
+    from stream_sentiment.scoring.scorer import OnnxScorer
+    from stream_sentiment.training import correct, pages
+
+    report = correct.measure(OnnxScorer.load(bundle, device="cpu"), {p.name: correct.read_judged(p) for p in data})
+    if record:
+        correct.record(bundle, report)
+    if page is not None:
+        pages.write_block(page, "corrections", correct.markdown(report))
+    typer.echo(json.dumps(report, ensure_ascii=False) if as_json else "\n".join(correct.markdown(report)))
 
 
 @app.command()

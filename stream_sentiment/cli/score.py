@@ -35,12 +35,14 @@ def score(
         Path | None, typer.Option(metavar="BUNDLE", help="Model bundle; unset: the configured one.")
     ] = None,
     text_field: Annotated[str, typer.Option(help="Field of a JSON row that holds the text.")] = "text",
+    tenant: Annotated[str, typer.Option(metavar="ID", help="Whose phrases count (`corrections.phrases`).")] = "",
 ) -> None:
     """Score texts offline: the same model and code as the worker, one JSON line per input row, in the order
     of the input.
 
     A line that starts with `{` is a JSON row; its `id` is kept. Any other line is a text. Each result holds
-    `sentiment` and `emotion` as in a scored event, or `skipped_reason`.
+    `sentiment`, `emotion` and `corrections` as in a scored event, or `skipped_reason`. A `rating` (1 to 5) in a row counts as
+    that of a review.
 
     Example: `stream-sentiment score "The parcel never came." "好的谢谢"`
     or `stream-sentiment score --input chats.jsonl > scores.jsonl`
@@ -49,16 +51,18 @@ def score(
 
     settings = load_settings()
     from stream_sentiment.events.routing import RoutingOptions
+    from stream_sentiment.scoring.corrections import Corrector
     from stream_sentiment.scoring.scorer import OnnxScorer
 
     scorer = OnnxScorer.load(
         model or settings.model.path, device=settings.model.device, token_budget=settings.model.token_budget
     )
+    corrector = Corrector.of(settings.corrections, scorer.info)
     languages = RoutingOptions().languages
     bad = 0
     with _open_output(output) as sink, _progress(source) as advance:
         for window in _windows(_rows(texts, source, text_field), WINDOW):
-            lines, errors = score_window(scorer, window, languages)
+            lines, errors = score_window(scorer, window, languages, corrector, tenant)
             for number, problem in errors:
                 typer.echo(f"row {number}: {problem}", err=True)
             bad += len(errors)
@@ -74,12 +78,16 @@ Row = tuple[int, dict[str, Any] | None, str]
 """Row number from 1; the record (`id`, `text`, `language`), or None with what is wrong with it."""
 
 
-def score_window(scorer: Any, window: list[Row], languages: Iterable[str]) -> tuple[list[bytes], list[tuple[int, str]]]:
+def score_window(
+    scorer: Any, window: list[Row], languages: Iterable[str], corrector: Any = None, tenant_id: str = ""
+) -> tuple[list[bytes], list[tuple[int, str]]]:
     """JSON lines of the good rows in their order, and the bad ones."""
     from stream_sentiment.events.routing import guess_language
     from stream_sentiment.scoring.blocks import emotion_block, sentiment_block
+    from stream_sentiment.scoring.corrections import Corrector, corrections_block
     from stream_sentiment.scoring.errors import InferenceError
 
+    corrector = corrector or Corrector()
     supported = frozenset(languages)
     results: dict[int, dict[str, Any]] = {}
     errors: list[tuple[int, str]] = []
@@ -108,11 +116,14 @@ def score_window(scorer: Any, window: list[Row], languages: Iterable[str]) -> tu
                 results.pop(position, None)
                 errors.append((window[position][0], str(error)))
             continue
-        for (position, _), token, result in zip(part, tokens, scores, strict=True):
+        for (position, _), token, said in zip(part, tokens, scores, strict=True):
+            rating = (window[position][1] or {}).get("rating")
+            result, corrections = corrector.correct(token.text, said, tenant_id=tenant_id, rating=rating)
             results[position] |= {
                 "sentiment": sentiment_block(result, scorer.info),
                 "emotion": emotion_block(result, scorer.info),
                 "uncertain": result.uncertain,
+                "corrections": corrections_block(corrections),
                 "truncated": token.truncated,
             }
             if result.intensity is not None:
@@ -149,6 +160,8 @@ def _row(number: int, line: bytes, text_field: str) -> Row:
         found = "is missing" if text is None else f"is {type(text).__name__}, not a string"
         return number, None, f"field {text_field!r} {found}; name the right one with --text-field"
     kept = {"text": text, "language": record.get("language") or record.get("lang")}
+    if isinstance(record.get("rating"), int | float):
+        kept["rating"] = record["rating"]
     return number, kept | ({"id": record["id"]} if "id" in record else {}), ""
 
 

@@ -101,7 +101,10 @@ class _Scored(_Out):
     sentiment: Sentiment | None = Field(description="null when the message was skipped")
     emotion: Emotion | None
     uncertain: bool = Field(description="inside the model's abstain band")
-    corrections: list[Correction]
+    corrections: list[Correction] = Field(
+        description="what rules after the model have changed; sentiment and emotion are the result"
+    )
+    corrections_version: str = Field("off", description="the rules in force, by version and digest; off: none")
     complaint: Complaint | None
     language: str
     model: Model

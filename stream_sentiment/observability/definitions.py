@@ -44,6 +44,7 @@ class Domain(StrEnum):
     OUTPUT_TOPIC = "output topic"
     PARTITION = "input partition; the series go when it is revoked"
     RULE = "rule id"
+    CORRECTION = "correction rule id"
     LABEL = "label of the model's manifest"
     TEXT = "free, one value per process"
     BROKER = "broker, host:port"

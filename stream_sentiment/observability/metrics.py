@@ -137,6 +137,12 @@ class Metrics:
     emotion_predictions_total = counters("Customer messages scored, by emotion label.", Label("label", Domain.LABEL))
     prediction_confidence = histogram("Largest polarity probability per message.", TWENTIETHS)
     low_confidence_total = counter("Messages inside the model's abstain band (`uncertain` in the scored event).")
+    corrections_total = counters(
+        "Scores that a rule after the model has changed; a rule that speaks much more often than at its measurement has met "
+        "texts it was not made for.",
+        Label("rule", Domain.CORRECTION),
+    )
+
     # Redis
     redis_op_duration_seconds = histograms(
         "Duration of one pipeline or script call.", STAGE, Label("op", values.RedisOp)

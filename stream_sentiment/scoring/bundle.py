@@ -48,6 +48,7 @@ class ModelInfo:
     max_length: int  # tokens, [CLS] and [SEP] included
     labels: Mapping[str, tuple[str, ...]]  # by head
     signal_thresholds: Mapping[str, float] = field(default_factory=dict)  # a signal is given from this probability on
+    corrections: tuple[str, ...] = ()  # rules after the model that were measured to help it
 
     @property
     def emotion_labels(self) -> tuple[str, ...]:
@@ -130,6 +131,7 @@ def load_bundle(path: Path, precision: str = "int8") -> Bundle:
                 if h.head.name == "signals"
                 for label, threshold in zip(h.head.labels, h.thresholds, strict=True)
             },
+            corrections=_corrections(manifest.get("corrections", {})),
         )
         return Bundle(
             path=path,
@@ -165,6 +167,13 @@ def read_checked(path: Path, manifest: Mapping[str, Any], name: str) -> bytes:
             f"{path / name} has sha256 {digest[:12]}…, the manifest says {entry['sha256'][:12]}…; {REPAIR}"
         )
     return content
+
+
+def _corrections(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Rules that the manifest switches on; none where they were measured with other rules than these."""
+    from stream_sentiment.scoring.corrections import rules_version
+
+    return tuple(map(str, entry["on"])) if entry.get("version") == rules_version() else ()
 
 
 def _head(entry: Mapping[str, Any]) -> HeadSpec:

@@ -23,6 +23,8 @@ from stream_sentiment.escalation.rules import load_rules, parse_rules
 from stream_sentiment.events.incoming import decode
 from stream_sentiment.events.routing import RoutingOptions, route
 from stream_sentiment.record_fold import Batch, Moment, RecordFolder
+from stream_sentiment.scoring.corrections import Corrector
+from stream_sentiment.scoring.corrections import load_rules as load_corrections
 from stream_sentiment.scoring.scorer import StubScorer
 from stream_sentiment.settings import Settings
 from stream_sentiment.stages import Epoch, Record
@@ -104,6 +106,7 @@ def test_rules_that_speak_together_are_counted_as_overlap(tmp_path: Path) -> Non
 
 
 TEXTS = [
+    *("thanks for nothing", "😡😡", "谢谢，可是还没到", "not happy", "没问题", "good 😍", "ok thanks"),
     *("my parcel is late", "this is the third time", "I'll call my lawyer", "sorry", "谢谢", "the battery is smoking"),
     *("??", "…", "refund me", "no", "转人工", "12315", "stop", "thanks", "bye"),
 ]
@@ -133,13 +136,16 @@ EVENTS.append(
 EVENTS.append({"conversation_id": "c", "tenant_id": "t", "channel": "pigeon", "created_at": "2026-01-01T11:00:00Z"})
 
 
-def test_decisions_are_the_workers_on_the_same_events(tmp_path: Path) -> None:
+@pytest.mark.parametrize("corrected", [False, True])
+def test_decisions_are_the_workers_on_the_same_events(tmp_path: Path, corrected: bool) -> None:
     """The worker's own `RecordFolder` on one side, the back-test on the other."""
     rules, scorer = load_rules(None), StubScorer()
     settings = Settings()
+    settings.corrections.rules.update({rule.id: corrected for rule in load_corrections()})
+    counted: list[tuple[str, ...]] = []
     folder = RecordFolder(settings, rules, scorer.info, SimpleNamespace(scored_chat=lambda *a: None))
     epoch = Epoch(TopicPartition("chat.messages", 0), "chat", "token", 0)
-    tally = SimpleNamespace(count=lambda *a: None, observe=lambda *a: None)
+    tally = SimpleNamespace(count=lambda *a: counted.append(a), observe=lambda *a: None)
     batch = Batch(epoch, [], tally)
     for offset, event in enumerate(EVENTS):
         value = orjson.dumps(event)
@@ -157,8 +163,13 @@ def test_decisions_are_the_workers_on_the_same_events(tmp_path: Path) -> None:
 
     (conversation,) = read_conversations(write(tmp_path / "events.jsonl", EVENTS))
     texts = {m.text: scorer.score([m.text])[0] for m in conversation.messages if m.text is not None}
-    decisions = decide(conversation, rules, by_model(texts, rules.finder(scorer.info)))
+    corrector = Corrector.of(settings.corrections, scorer.info)
+    decisions = decide(conversation, rules, by_model(texts, rules.finder(scorer.info), corrector))
     assert worker
+    assert any(name == "corrections_total" for name, *_ in counted) == corrected
+    if corrected:  # and without them the two would differ
+        plain = decide(conversation, rules, by_model(texts, rules.finder(scorer.info)))
+        assert [d.transition.score for d in decisions] != [d.transition.score for d in plain]
     assert [
         (
             d.transition.escalation_id,
@@ -166,10 +177,11 @@ def test_decisions_are_the_workers_on_the_same_events(tmp_path: Path) -> None:
             d.transition.revision,
             d.transition.severity,
             d.transition.reason,
+            round(d.transition.score, 4),
         )
         for d in decisions
     ] == [
-        (event["escalation_id"], event["action"], event["revision"], event["severity"], event["reason"])
+        (event["escalation_id"], event["action"], event["revision"], event["severity"], event["reason"], event["score"])
         for event in worker
     ]
     assert {event["trigger"]["kind"] for event in worker} >= {"signal"}

@@ -318,3 +318,23 @@ def _until(condition: Any, timeout: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "not within the time"
         time.sleep(0.05)
+
+
+def test_a_correction_is_told_in_the_scored_event_and_counts_in_the_state(mock_road: Road) -> None:
+    mock_road.publish(said("GOOD, thanks for nothing", 0), said("GOOD, thanks for coming", 1))
+    mock_road.publish_reviews(review("GOOD", rating=1))
+
+    mock_road.work(corrections={"rules": {"thanks-sarcastic": True, "rating-panned": True}})
+
+    scored = {record.json().get("message_id"): record.json() for record in mock_road.read("scored")}
+    sarcastic, plain = scored["c1-m0"], scored["c1-m1"]
+    (correction,) = sarcastic["corrections"]
+    assert correction["rule_id"] == "thanks-sarcastic"
+    assert correction["before"] == {"label": "positive", "score": 0.85, "emotion": "joy"}
+    assert correction["after"] == {"label": "negative", "score": -0.85, "emotion": "anger"}
+    assert (sarcastic["sentiment"]["label"], sarcastic["emotion"]["label"]) == ("negative", "anger")
+    assert sarcastic["rolling"]["score"] < 0
+    assert plain["corrections"] == []
+    assert plain["corrections_version"] == sarcastic["corrections_version"] != "off"
+    # WordScorer is sure of itself: the rating changes nothing, and the disagreement is told.
+    assert (scored[None]["corrections"], scored[None]["rating_text_disagreement"]) == ([], True)
