@@ -21,6 +21,7 @@ from stream_sentiment.clock import Clock
 from stream_sentiment.conversation.state import ConversationState
 from stream_sentiment.flow import Flow
 from stream_sentiment.kafka.dead_letter import ErrorClass
+from stream_sentiment.observability.drift import DriftWindow
 from stream_sentiment.observability.labels import PipelineThread, RedisOp, ThreadState
 from stream_sentiment.observability.logs import get_logger
 from stream_sentiment.observability.metrics import Metrics
@@ -72,6 +73,7 @@ class ApplyStage:
         on_store: Callable[[bool, str], None],
         publish_states: Callable[[Batch], None],
         tracer: WindowTracer | None = None,
+        drift: DriftWindow | None = None,
     ) -> None:
         """
         Args:
@@ -92,6 +94,7 @@ class ApplyStage:
         self._time = metrics.thread_time_seconds_total.of(PipelineThread.APPLY)
         self._publish_states = publish_states
         self._tracer = tracer
+        self._drift = drift
         self._reacquire: Callable[[Epoch, str], None] = lambda _epoch, _reason: None
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._abort = threading.Event()
@@ -194,6 +197,8 @@ class ApplyStage:
             self._outbox.report()
             self._metrics.producer_queue_events.set(self._bulk.queued)
             self._look_for_lost_writes(now)
+            if self._drift is not None:
+                self._drift.report(now)
 
     def _apply_window(self, window: Window) -> None:
         switch = self._time.switch
@@ -366,7 +371,7 @@ class ApplyStage:
                 continue
             if result.outcome is ApplyOutcome.ALREADY:
                 # The reply to the first sending was lost, so the outputs are in Redis: acquiring anew hands them over.
-                batch.tally.settle()
+                self._count(batch)
             self._disagreed(batch.epoch, result.outcome)
 
     def _applied(self, batch: Batch, watermark: int, now_ms: int) -> None:
@@ -386,7 +391,7 @@ class ApplyStage:
                 self._metrics.heartbeat_timestamp_seconds.labels("applied").set(record.canary_ms / 1000)
                 self._metrics.canary_roundtrip_seconds.observe(max(0, now_ms - record.canary_ms) / 1000)
         topic, partition = epoch.partition
-        batch.tally.settle()
+        self._count(batch)
         observe_all(
             self._metrics.end_to_end_latency_seconds.labels(topic),
             [max(0, now_ms - record.timestamp_ms) / 1000 for record in batch.records],
@@ -397,6 +402,12 @@ class ApplyStage:
             by_age = sorted(epoch.states, key=lambda key: epoch.states[key][1])
             for key in by_age[: len(by_age) - CACHED_STATES * 3 // 4]:
                 del epoch.states[key]
+
+    def _count(self, batch: Batch) -> None:
+        """What the batch has given counts from the moment it is in Redis, once."""
+        batch.tally.settle()
+        if self._drift is not None:
+            self._drift.add(batch.predictions)
 
     def _look_for_lost_writes(self, now: float) -> None:
         """Ask Redis about partitions that have nothing to apply. After a failover or a restart that lost writes their watermark lies

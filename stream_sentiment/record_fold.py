@@ -25,6 +25,7 @@ from stream_sentiment.kafka.dead_letter import CLASS_OF_REASON, ErrorClass, dead
 from stream_sentiment.kafka.outbox_record import OutboxRecord
 from stream_sentiment.observability.tally import Tally
 from stream_sentiment.scoring.corrections import Corrector
+from stream_sentiment.scoring.reference import Prediction
 from stream_sentiment.settings import Settings
 from stream_sentiment.stages import Epoch, Record
 from stream_sentiment.store.keys import conversation_key, outbox_field
@@ -51,6 +52,8 @@ class Batch:
     touched: dict[str, ConversationState] = field(default_factory=dict)
     #: Outbox field -> the record, and the event time of its cause (None for dead letters).
     outputs: dict[str, tuple[OutboxRecord, int | None]] = field(default_factory=dict)
+    #: For the comparison with the model's reference, once the batch is applied.
+    predictions: list[Prediction] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,7 @@ class RecordFolder:
         tally.count("state_updates_total", "stale" if late else "applied")
         if turn.role in rules.options.score_roles and decoded.kind in ("created", "edited"):
             self._bulk.scored_chat(record, decoded, event, state, turn, moment.text)
-            _count_prediction(tally, record)
+            _count_prediction(batch, record)
         if late:
             return "stale"
         return "skipped" if record.score is None else "scored"
@@ -184,7 +187,7 @@ class RecordFolder:
         event = cast(ReviewEvent, decoded.event)
         self._correct(batch.tally, record, event.tenant_id, event.rating)
         self._bulk.scored_review(record, decoded, event, moment.text)
-        _count_prediction(batch.tally, record)
+        _count_prediction(batch, record)
         return "skipped" if record.score is None else "scored"
 
     def _correct(self, tally: Tally, record: Record, tenant_id: str, rating: float | None = None) -> None:
@@ -231,8 +234,8 @@ class RecordFolder:
         batch.tally.count("escalation_transitions_total", transition.action)
 
 
-def _count_prediction(tally: Tally, record: Record) -> None:
-    score = record.score
+def _count_prediction(batch: Batch, record: Record) -> None:
+    tally, score = batch.tally, record.score
     if score is None:
         if record.skipped_reason is not None:
             tally.count("events_skipped_total", record.skipped_reason)
@@ -242,6 +245,7 @@ def _count_prediction(tally: Tally, record: Record) -> None:
     tally.observe("prediction_confidence", score.confidence)
     if score.uncertain:
         tally.count("low_confidence_total")
+    batch.predictions.append(Prediction.of(score, record.language or ""))
 
 
 def conversation_of(record: Record) -> str | None:

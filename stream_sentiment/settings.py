@@ -136,7 +136,9 @@ class KafkaSettings(_Section):
         "earliest", description="where a group without commits and without a watermark starts"
     )
     extra: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="further librdkafka settings, by their own names; may hold secrets"
+        default_factory=dict,
+        repr=False,
+        description="further librdkafka settings, by their own names; may hold secrets",
     )
 
     @field_validator("group_id")
@@ -230,7 +232,17 @@ class ModelSettings(_Section):
         None, ge=1, le=256, description="inference threads; unset: the CPUs this process may use"
     )
     token_budget: int = Field(256, ge=32, le=131_072, description="tokens (padding included) in one micro-batch")
+    drift_window: int = Field(
+        2_000, ge=10, le=100_000, description="messages of a language that are compared with the bundle's reference"
+    )
+    drift_minimum: int = Field(500, ge=10, le=100_000, description="messages below which nothing is said about drift")
     stub: bool = Field(False, description="score without a model, for measuring the rest; never in production")
+
+    @model_validator(mode="after")
+    def _the_window_can_reach_the_minimum(self) -> Self:
+        if self.drift_minimum > self.drift_window:
+            raise ValueError(f"drift_minimum {self.drift_minimum} is more than drift_window {self.drift_window} holds")
+        return self
 
 
 class CorrectionSettings(_Section):

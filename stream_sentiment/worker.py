@@ -28,6 +28,7 @@ from stream_sentiment.kafka.clients import common_config, first_contact, produce
 from stream_sentiment.kafka.transactional import TransactionalPublisher
 from stream_sentiment.observability.build import build_labels
 from stream_sentiment.observability.definitions import Domain
+from stream_sentiment.observability.drift import DriftWindow
 from stream_sentiment.observability.health import HealthServer, HealthState, StuckDetector
 from stream_sentiment.observability.labels import Dependency
 from stream_sentiment.observability.logs import count_suppressed, get_logger, kafka_logger
@@ -210,6 +211,7 @@ class Worker:
             on_error=self._fail,
             on_store=self._store_answers,
             tracer=tracer_from_environment(settings.kafka.group_id),
+            drift=self._drift_window(),
             publish_states=lambda batch: bulk.states(batch.touched.values(), options),
         )
         score_stage = ScoreStage(
@@ -283,6 +285,13 @@ class Worker:
             on_broken=on_broken,
             logger=kafka_logger("outbox"),
         )
+
+    def _drift_window(self) -> DriftWindow | None:
+        model = self.settings.model
+        reference = self.scorer.info.reference
+        if reference is None:
+            return None
+        return DriftWindow(reference, self.metrics, size=model.drift_window, minimum=model.drift_minimum)
 
     def _producer_config(self, name: str) -> dict[str, object]:
         output = self.settings.output

@@ -540,6 +540,37 @@ def model() -> list[tuple[str, list[dict[str, Any]]]]:
             ],
         ),
         (
+            "Against the reference",
+            [
+                lines(
+                    "Distance from the reference: labels",
+                    "Population stability index of the last messages against the model's manifest. Above 0.2 PredictionDrift fires.",
+                    "none",
+                    (
+                        f"avg by (head, language) ({metric('prediction_psi', distribution='labels')})",
+                        "{{head}} {{language}}",
+                    ),
+                    thresholds=[(GREEN, None), (YELLOW, 0.1), (RED, 0.2)],
+                ),
+                lines(
+                    "Distance from the reference: confidence",
+                    "The same of how sure the model is. It moves first when texts are new to the model.",
+                    "none",
+                    (
+                        f"avg by (head, language) ({metric('prediction_psi', distribution='confidence')})",
+                        "{{head}} {{language}}",
+                    ),
+                    thresholds=[(GREEN, None), (YELLOW, 0.1), (RED, 0.2)],
+                ),
+                lines(
+                    "Messages compared",
+                    "Per worker and language. No distance is shown below model.drift_minimum.",
+                    "short",
+                    (metric("prediction_window_events"), "{{language}} {{instance}}"),
+                ),
+            ],
+        ),
+        (
             "Confidence",
             [
                 lines(

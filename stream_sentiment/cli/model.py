@@ -1,11 +1,12 @@
 """`stream-sentiment model ...`: train, export, quantize, evaluate, compare, verify and describe model bundles.
 
-Only `verify` needs no more than the runtime; the others need the extra `train`.
+Only `verify` and `reference` need no more than the runtime; the others need the extra `train`.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -326,6 +327,65 @@ def verify(
     typer.echo(f"sound: {result['name']} {result['version']}, {len(result['files'])} files")
     for precision, error_size in result["golden_error"].items():
         typer.echo(f"{precision}: golden set within {error_size:.6f} of the stored logits")
+
+
+@app.command()
+def reference(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    data: Annotated[
+        list[Path],
+        typer.Option("--data", "-d", metavar="FILE", help="JSONL rows with a text, and a language if it is known."),
+    ],
+    write: Annotated[bool, typer.Option("--write", help="Put it into the bundle's manifest.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what the predictions look like on a sample of the traffic: label mix and confidence, by language and head.
+
+    Workers compare what they see with it (`prediction_psi`, alert PredictionDrift), so take texts as they come in, with the mix that
+    they come in; labels are not needed.
+
+    Example: `stream-sentiment model reference models/service-zh-en-6x384 --data a-week.jsonl --write`
+    """
+    from stream_sentiment.events.routing import guess_language
+    from stream_sentiment.scoring.bundle import MANIFEST
+    from stream_sentiment.scoring.reference import MINIMUM, Prediction, as_document, measure, write_reference
+    from stream_sentiment.scoring.scorer import OnnxScorer
+    from stream_sentiment.training.data import read_rows
+
+    scorer = OnnxScorer.load(bundle, device="cpu")
+    predictions: list[Prediction] = []
+    sources = {}
+    with _bar("scoring") as update:
+        for path in data:
+            rows = read_rows(path)
+            sources[path.name] = len(rows)
+            for start in range(0, len(rows), 512):
+                part = rows[start : start + 512]
+                scores = scorer.score([row.text for row in part])
+                predictions += [
+                    Prediction.of(score, row.lang or guess_language(row.text))
+                    for row, score in zip(part, scores, strict=True)
+                ]
+                update(start + len(part), len(rows), path.name)
+    measured = measure(predictions, scorer.info.labels)
+    counts = Counter(prediction.language for prediction in predictions)
+    for language, count in sorted(counts.items()):
+        if language not in measured:
+            typer.echo(f"{language}: {count} messages, left out: a reference needs {MINIMUM}", err=True)
+    if not measured:
+        raise ConfigurationError(f"no language has {MINIMUM} messages in {', '.join(sources)}; give more rows")
+    document = as_document(measured, sources)
+    if write:
+        write_reference(bundle / MANIFEST, document)
+    if as_json:
+        typer.echo(json.dumps(document, ensure_ascii=False))
+        return
+    for language, entry in measured.items():
+        for head, found in entry.heads.items():
+            mix = "  ".join(f"{label} {share:.3f}" for label, share in found.labels.items())
+            typer.echo(f"{language}  {entry.messages} messages  {head:8s}  {mix}")
+    if write:
+        typer.echo(f"written to {bundle / MANIFEST}")
 
 
 @app.command()

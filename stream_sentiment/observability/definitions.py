@@ -46,6 +46,7 @@ class Domain(StrEnum):
     RULE = "rule id"
     CORRECTION = "correction rule id"
     LABEL = "label of the model's manifest"
+    LANGUAGE = "language of the manifest's reference"
     TEXT = "free, one value per process"
     BROKER = "broker, host:port"
     EVENT = "log event name"

@@ -174,6 +174,20 @@ class Dependency(StrEnum):
     REDIS = "redis"
 
 
+class PredictionHead(StrEnum):
+    """A head that gives a message one label."""
+
+    POLARITY = "polarity"
+    EMOTION = "emotion"
+
+
+class Distribution(StrEnum):
+    """What of the predictions is compared with the reference."""
+
+    LABELS = "labels"
+    CONFIDENCE = "confidence"
+
+
 class Severity(StrEnum):
     INFO = "info"
     WARNING = "warning"

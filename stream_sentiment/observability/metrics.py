@@ -142,6 +142,16 @@ class Metrics:
         "texts it was not made for.",
         Label("rule", Domain.CORRECTION),
     )
+    prediction_psi = gauges(
+        "Population stability index of the last messages (`model.drift_window`) against the manifest's reference; "
+        "above 0.2 is a shift. No series before `model.drift_minimum` messages, or without a reference.",
+        Label("head", values.PredictionHead),
+        Label("distribution", values.Distribution),
+        Label("language", Domain.LANGUAGE),
+    )
+    prediction_window_events = gauges(
+        "Messages that prediction_psi is computed from.", Label("language", Domain.LANGUAGE)
+    )
 
     # Redis
     redis_op_duration_seconds = histograms(

@@ -16,6 +16,7 @@ from typing import Any
 
 from stream_sentiment.errors import ConfigurationError
 from stream_sentiment.scoring.heads import Head, HeadKind
+from stream_sentiment.scoring.reference import KEY, Reference, parse
 from stream_sentiment.scoring.text import TEXT_PREPARATION
 
 FORMAT = 1
@@ -49,6 +50,7 @@ class ModelInfo:
     labels: Mapping[str, tuple[str, ...]]  # by head
     signal_thresholds: Mapping[str, float] = field(default_factory=dict)  # a signal is given from this probability on
     corrections: tuple[str, ...] = ()  # rules after the model that were measured to help it
+    reference: Reference | None = None  # what its predictions looked like when it was measured; None: it was not
 
     @property
     def emotion_labels(self) -> tuple[str, ...]:
@@ -132,6 +134,7 @@ def load_bundle(path: Path, precision: str = "int8") -> Bundle:
                 for label, threshold in zip(h.head.labels, h.thresholds, strict=True)
             },
             corrections=_corrections(manifest.get("corrections", {})),
+            reference=parse(manifest.get(KEY)),
         )
         return Bundle(
             path=path,

@@ -20,6 +20,7 @@ from stream_sentiment.scoring.bundle import Bundle, ModelInfo, default_bundle_pa
 from stream_sentiment.scoring.calibration import Calibrator, Score
 from stream_sentiment.scoring.errors import InferenceError
 from stream_sentiment.scoring.heads import EMOTIONS, POLARITIES, SIGNALS
+from stream_sentiment.scoring.reference import HeadReference, LanguageReference
 from stream_sentiment.scoring.session import PRECISION_OF, Device, Session, choose_device
 from stream_sentiment.scoring.tokenizer import TextTokenizer, TokenizedText
 
@@ -117,7 +118,8 @@ class StubScorer:
 
     def __init__(self, max_length: int = 96) -> None:
         labels = {"polarity": POLARITIES, "emotion": EMOTIONS, "signals": SIGNALS}
-        self.info = ModelInfo("stub", "1", "0" * 64, "none", max_length, labels)
+        reference = dict.fromkeys(("zh", "en"), _STUB_REFERENCE)
+        self.info = ModelInfo("stub", "1", "0" * 64, "none", max_length, labels, reference=reference)
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
         limit = self.info.max_length
@@ -152,4 +154,15 @@ _STUB_SCORES = (
     _stub_score("negative", "disappointment"),
     _stub_score("neutral", "neutral"),
     _stub_score("positive", "joy"),
+)
+
+#: Of many different texts each of the four scores gets a quarter, and the confidence is always the same.
+_STUB_REFERENCE = LanguageReference(
+    10_000,
+    {
+        "polarity": HeadReference({"negative": 0.5, "neutral": 0.25, "positive": 0.25}, (), (1.0,)),
+        "emotion": HeadReference(
+            {e: 0.25 if e in {"anger", "disappointment", "neutral", "joy"} else 0.0 for e in EMOTIONS}, (), (1.0,)
+        ),
+    },
 )

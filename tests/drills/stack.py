@@ -202,6 +202,9 @@ class Stack:
             "redis.url": redis.url,
             "redis.timeout": "500ms",
             "model.stub": "true",
+            # Three rounds of the load in each language: its mix is then the same in every full window.
+            "model.drift_window": "30",
+            "model.drift_minimum": "30",
             "rules.path": str(Path(__file__).with_name("rules.yaml")),
             "worker.stall_timeout": "5s",
         }

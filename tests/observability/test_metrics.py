@@ -197,7 +197,7 @@ def test_scraping_while_a_thread_switches_never_shows_a_counter_going_back():
 
 def test_names_follow_the_convention_of_their_type():
     suffix = re.compile(r"_(seconds|bytes|ratio|total|info|events|entries|offset|tokens|state|ready|up|partitions)$")
-    bare = {"input_tokens", "batch_tokens", "prediction_confidence"}
+    bare = {"input_tokens", "batch_tokens", "prediction_confidence", "prediction_psi"}
     for definition in TABLE.values():
         assert (definition.kind is Kind.COUNTER) == definition.name.endswith("_total"), definition.name
         assert suffix.search(definition.name) or definition.name in bare | {"ready"}, definition.name
