@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,8 @@ def test_the_image_runs_as_nobody_special_and_stops_on_sigterm():
     assert "/livez" in runtime
     assert "/readyz" not in runtime
     assert not re.search(r"apt-get|pip install|gcc|build-essential", runtime)
+    # A virtual environment has pip's scripts beside its package.
+    assert DOCKERFILE.count("site-packages/pip* /opt/stream-sentiment/bin/pip*") == 2
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,17 @@ def test_requirements_of_the_image_are_exact_hashed_and_name_no_address(file: Pa
     for entry in entries:
         assert re.match(r"^[a-z0-9][a-z0-9._-]*==\S+", entry), entry[:60]
         assert "--hash=sha256:" in entry, entry[:60]
+
+
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_the_image_installs_every_dependency_of_the_package(extra: str):
+    """A new dependency that is missing there is found by the first worker that starts, and not before."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"][extra]]
+    names = {re.match(r"[\w-]+", entry)[0].lower() for entry in wanted}  # type: ignore[index]
+    assert {"confluent-kafka", "redis", f"onnxruntime{'-gpu' if extra == 'gpu' else ''}"} <= names
+    pinned = (ROOT / f"deploy/docker/requirements/{extra}.txt").read_text()
+    assert names - set(re.findall(r"^([\w.-]+)==", pinned, re.MULTILINE)) == set()
 
 
 HADOLINT = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
