@@ -348,11 +348,14 @@ def reference(
     """
     from stream_sentiment.events.routing import guess_language
     from stream_sentiment.scoring.bundle import MANIFEST
+    from stream_sentiment.scoring.corrections import Corrector
     from stream_sentiment.scoring.reference import MINIMUM, Prediction, as_document, measure, write_reference
     from stream_sentiment.scoring.scorer import OnnxScorer
+    from stream_sentiment.settings import CorrectionSettings
     from stream_sentiment.training.data import read_rows
 
     scorer = OnnxScorer.load(bundle, device="cpu")
+    corrector = Corrector.of(CorrectionSettings(), scorer.info)
     predictions: list[Prediction] = []
     sources = {}
     with _bar("scoring") as update:
@@ -361,10 +364,12 @@ def reference(
             sources[path.name] = len(rows)
             for start in range(0, len(rows), 512):
                 part = rows[start : start + 512]
-                scores = scorer.score([row.text for row in part])
+                texts = [row.text for row in part]
+                prepared = [token.text or text for token, text in zip(scorer.tokenize(texts), texts, strict=True)]
+                # As the worker counts them: after the rules that this model's manifest switches on.
                 predictions += [
-                    Prediction.of(score, row.lang or guess_language(row.text))
-                    for row, score in zip(part, scores, strict=True)
+                    Prediction.of(corrector.correct(text, score)[0], row.lang or guess_language(row.text))
+                    for row, text, score in zip(part, prepared, scorer.score(texts), strict=True)
                 ]
                 update(start + len(part), len(rows), path.name)
     measured = measure(predictions, scorer.info.labels)
