@@ -19,6 +19,7 @@ from typing import TypeVar
 from stream_sentiment.bulk import BulkPublisher, traceparent_of
 from stream_sentiment.clock import Clock
 from stream_sentiment.conversation.state import ConversationState
+from stream_sentiment.escalation.storm import StormState
 from stream_sentiment.flow import Flow
 from stream_sentiment.kafka.dead_letter import ErrorClass
 from stream_sentiment.observability.drift import DriftWindow
@@ -31,7 +32,7 @@ from stream_sentiment.outbox import Outbox
 from stream_sentiment.record_fold import Batch, Moment, RecordFolder, conversation_of
 from stream_sentiment.stages import Epoch, Window
 from stream_sentiment.store.errors import StoreUnavailable
-from stream_sentiment.store.keys import TopicPartition
+from stream_sentiment.store.keys import STORM, TopicPartition, storm_key
 from stream_sentiment.store.redis import ApplyOutcome, LoadRequest, PartitionBatch, StateStore
 
 #: States kept per partition; the least recently written go first. About 2 KB each.
@@ -300,12 +301,16 @@ class ApplyStage:
         written_before = time.monotonic() - self._cache_seconds
         missing: list[tuple[Batch, list[str]]] = []
         for batch in batches:
-            cache = batch.epoch.states
+            cache, storms = batch.epoch.states, batch.epoch.storms
             wanted: dict[str, None] = {}
             for record in batch.records:
                 key = record.conversation
-                if key is not None and (key not in cache or cache[key][1] < written_before):
+                if key is None:
+                    continue
+                if key not in cache or cache[key][1] < written_before:
                     wanted[key] = None
+                if (storm := storm_key(key)) not in storms:
+                    wanted[storm] = None
             if wanted:
                 missing.append((batch, list(wanted)))
         if not missing:
@@ -324,6 +329,9 @@ class ApplyStage:
                 continue
             for key, value in zip(keys, result.states, strict=True):
                 # StateUnreadable goes up: a newer version's state, or a foreign write, which going on would destroy.
+                if key.startswith(STORM):
+                    batch.epoch.storms[key] = None if value is None else StormState.from_json(value)
+                    continue
                 batch.epoch.states[key] = (None if value is None else ConversationState.from_json(value), now)
         return [batch for batch in batches if batch.epoch not in stopped]
 
@@ -356,7 +364,8 @@ class ApplyStage:
                 batch.epoch.token,
                 batch.epoch.watermark,
                 batch.records[-1].offset + 1,
-                {key: state.to_json() for key, state in batch.touched.items()},
+                {key: state.to_json() for key, state in batch.touched.items()}
+                | {key: storm.to_json() for key, storm in batch.storms.items()},
                 {name: record.encode() for name, (record, _) in batch.outputs.items()},
             )
             for batch in batches
@@ -398,6 +407,8 @@ class ApplyStage:
         )
         if epoch.alive:  # else the series of a partition that has gone would come back
             self._metrics.last_progress_timestamp_seconds.labels(topic, str(partition)).set(now_ms / 1000)
+        if len(epoch.storms) > CACHED_STATES:
+            epoch.storms.clear()
         if len(epoch.states) > CACHED_STATES:
             by_age = sorted(epoch.states, key=lambda key: epoch.states[key][1])
             for key in by_age[: len(by_age) - CACHED_STATES * 3 // 4]:
@@ -446,6 +457,7 @@ class ApplyStage:
         if epoch.alive:
             epoch.alive = False
             epoch.states.clear()
+            epoch.storms.clear()
             self._reacquire(epoch, reason)
 
     def _persist(self, op: RedisOp, call: Callable[[], T]) -> T:

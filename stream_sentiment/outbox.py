@@ -275,7 +275,8 @@ def shrink(record: OutboxRecord, dlq_topic: str) -> OutboxRecord:
     if record.value is None:
         return record
     value = orjson.loads(record.value)
-    value["evidence"], value["evidence_omitted"] = [], True
+    if "evidence" in value:
+        value["evidence"], value["evidence_omitted"] = [], True
     return OutboxRecord(record.topic, record.key, orjson.dumps(value), record.headers)
 
 

@@ -18,17 +18,19 @@ from stream_sentiment.conversation.fold import Outcome
 from stream_sentiment.conversation.state import ConversationState
 from stream_sentiment.conversation.turn import NO_ATTRIBUTES, ConversationIdentity, Turn, TurnKind
 from stream_sentiment.escalation.advance import advance
+from stream_sentiment.escalation.storm import StormNotice, StormState, guard_turn, pass_time
 from stream_sentiment.events import envelope
 from stream_sentiment.events.incoming import ChatEvent, Decoded, InvalidEvent, ReviewEvent, Skip
-from stream_sentiment.events.outgoing import escalation_event
+from stream_sentiment.events.outgoing import escalation_event, storm_event
 from stream_sentiment.kafka.dead_letter import CLASS_OF_REASON, ErrorClass, dead_letter
 from stream_sentiment.kafka.outbox_record import OutboxRecord
+from stream_sentiment.observability.logs import get_logger
 from stream_sentiment.observability.tally import Tally
 from stream_sentiment.scoring.corrections import Corrector
 from stream_sentiment.scoring.reference import Prediction
 from stream_sentiment.settings import Settings
 from stream_sentiment.stages import Epoch, Record
-from stream_sentiment.store.keys import conversation_key, outbox_field
+from stream_sentiment.store.keys import conversation_key, outbox_field, storm_key
 
 if TYPE_CHECKING:
     from stream_sentiment.escalation.rules import RuleSet
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 #: Tolerated lead of a producer's clock over the broker's. Event time beyond it is cut, or one wrong clock would make all later
 #: messages of the conversation "late".
 FUTURE_TOLERANCE_MS = 5 * 60 * 1000
+
+log = get_logger("fold")
 
 
 @dataclass(slots=True)
@@ -50,6 +54,8 @@ class Batch:
     tally: Tally
     #: State after the batch by conversation key.
     touched: dict[str, ConversationState] = field(default_factory=dict)
+    #: The storm guard's state after the batch by storm key.
+    storms: dict[str, StormState] = field(default_factory=dict)
     #: Outbox field -> the record, and the event time of its cause (None for dead letters).
     outputs: dict[str, tuple[OutboxRecord, int | None]] = field(default_factory=dict)
     #: For the comparison with the model's reference, once the batch is applied.
@@ -72,7 +78,15 @@ class Moment:
 class RecordFolder:
     """Folds records under one rule set and one model."""
 
-    def __init__(self, settings: Settings, rules: RuleSet, model: ModelInfo, bulk: BulkPublisher) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        rules: RuleSet,
+        model: ModelInfo,
+        bulk: BulkPublisher,
+        partitions: Mapping[str, int] | None = None,
+    ) -> None:
+        """`partitions`: number of each input topic's, which share the limits of the storm guard; unnamed topics have one."""
         self._topics = settings.topics
         self._keep_bodies = settings.output.dead_letter_bodies
         self._rules = rules
@@ -85,6 +99,11 @@ class RecordFolder:
             action: envelope.constant_headers(envelope.ESCALATION + action, "escalation.events:1")
             for action in ("opened", "updated", "resolved")
         }
+        self._storm_headers = {
+            action: envelope.constant_headers(envelope.STORM + action, "escalation.storm:1")
+            for action in ("opened", "updated", "resolved")
+        }
+        self._partitions = partitions or {}
 
     def fold(self, batch: Batch, record: Record, moment: Moment) -> None:
         """Work on one record of a live epoch, whose state is in the epoch's cache."""
@@ -166,8 +185,11 @@ class RecordFolder:
                 return "duplicate"
         state.model_version = self._model_version
         state.rules_version = rules.version
+        notices = self._guard(batch, key, state, turn, transitions)
         for sequence, transition in enumerate(transitions):
             self._escalate(batch, record, state, transition, sequence, moment)
+        for sequence, notice in enumerate(notices, len(transitions)):
+            self._tell_of_storm(batch, record, notice, sequence, moment)
         batch.touched[key] = state
         cache[key] = (state, moment.monotonic)
         if outcome is Outcome.DUPLICATE:
@@ -201,6 +223,59 @@ class RecordFolder:
         for correction in record.corrections:
             tally.count("corrections_total", correction.rule_id)
 
+    def _guard(
+        self, batch: Batch, key: str, state: ConversationState, turn: Turn, transitions: list[Transition]
+    ) -> list[StormNotice]:
+        """Put the turn's transitions through the storm guard, in place; returns what is to be told of storms."""
+        name = storm_key(key)
+        storms = batch.epoch.storms
+        storm = storms.get(name)
+        if not transitions and (storm is None or storm.storm is None):
+            return []
+        if storm is None:
+            storm = StormState(state.tenant_id)
+        partitions = self._partitions.get(batch.epoch.partition.topic, 1)
+        notices = pass_time(storm, turn.at_ms, partitions)
+        if transitions:
+            limits = self._rules.view_for(state).storm
+            transitions[:], told = guard_turn(storm, state, transitions, limits, partitions)
+            notices += told
+        if transitions or notices:
+            storms[name] = batch.storms[name] = storm
+        return notices
+
+    def _tell_of_storm(self, batch: Batch, record: Record, notice: StormNotice, sequence: int, moment: Moment) -> None:
+        """One notice into the outbox, the counter and the log; its key keeps a tenant's notices in order."""
+        storm = notice.storm
+        value = storm_event(
+            notice,
+            language=self._rules.default.language,
+            source=batch.epoch.partition,
+            rules_version=self._rules.version,
+            emitted_at_ms=moment.now_ms,
+        )
+        headers = envelope.event_headers(
+            self._storm_headers[notice.action],
+            f"{storm.storm_id}.{storm.revision}",
+            envelope.rfc3339(notice.at_ms),
+            storm.storm_id,
+            None,
+        )
+        headers.append(("ce_severitytext", storm.severity.encode()))
+        key = envelope.record_key(notice.tenant_id, "").encode()
+        entry = OutboxRecord(self._topics.escalations, key, orjson.dumps(value), headers)
+        batch.outputs[outbox_field(record.offset, sequence)] = (entry, None)
+        batch.tally.count("escalation_storms_total", notice.action)
+        topic, partition = batch.epoch.partition
+        log.warning(
+            "escalation_storm",
+            action=notice.action,
+            tenant_id=notice.tenant_id,
+            topic=topic,
+            partition=partition,
+            held_back=storm.held_back,
+        )
+
     def _escalate(
         self,
         batch: Batch,
@@ -226,11 +301,15 @@ class RecordFolder:
             traceparent_of(record),
         )
         headers.append(("ce_severitytext", transition.severity.encode()))
+        if transition.storm_id is not None:
+            headers.append(("ce_suppressed", b"true"))
         key = envelope.record_key(state.tenant_id, state.conversation_id).encode()
         entry = OutboxRecord(self._topics.escalations, key, orjson.dumps(value), headers)
         batch.outputs[outbox_field(record.offset, sequence)] = (entry, transition.message_at_ms)
         if transition.action == "opened":
             batch.tally.count("escalations_total", transition.rule_id, transition.severity)
+            if transition.storm_id is not None:
+                batch.tally.count("escalations_suppressed_total", transition.rule_id)
         batch.tally.count("escalation_transitions_total", transition.action)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from stream_sentiment.conversation.state import ConversationState
     from stream_sentiment.conversation.turn import Signal
+    from stream_sentiment.escalation.storm import StormState
     from stream_sentiment.scoring.corrections import Correction
     from stream_sentiment.scoring.scorer import Score
 
@@ -42,6 +43,7 @@ class Epoch:
         "read_up_to",
         "settled",
         "states",
+        "storms",
         "token",
         "watermark",
     )
@@ -68,6 +70,8 @@ class Epoch:
         self.last_timestamp_ms = 0
         #: Write-through cache of conversation states, by conversation key, with the monotonic time of the last write.
         self.states: dict[str, tuple[ConversationState | None, float]] = {}
+        #: The same for the storm guard's, by storm key.
+        self.storms: dict[str, StormState | None] = {}
 
     def __repr__(self) -> str:
         return f"Epoch({self.partition.topic}[{self.partition.partition}] wm={self.watermark} alive={self.alive})"

@@ -203,7 +203,7 @@ class Worker:
             flow,
             outbox,
             bulk,
-            RecordFolder(settings, self.rules, self.scorer.info, bulk),
+            RecordFolder(settings, self.rules, self.scorer.info, bulk, partition_counts),
             metrics,
             self.clock,
             options_ttl_ms=options.ttl_ms,

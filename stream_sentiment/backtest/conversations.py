@@ -62,6 +62,7 @@ class Conversation:
     tenant_id: str
     messages: list[Message]
     label: Label | None
+    timed: bool = False  # its messages have times of their own, so that it can be set beside others
 
 
 def read_conversations(path: Path, routing: RoutingOptions | None = None) -> Iterator[Conversation]:
@@ -125,7 +126,7 @@ def _conversation(where: str, number: int, row: dict[str, Any], routing: Routing
     label = None
     if isinstance(row.get("escalate"), bool):
         label = Label(row["escalate"], int(row.get("earliest_message") or 0), row.get("by_message"))
-    return Conversation(name, tenant, messages, label)
+    return Conversation(name, tenant, messages, label, "started_at" in row)
 
 
 def _from_events(
@@ -149,7 +150,8 @@ def _from_events(
         if "sender" not in row and "role" in row:
             event["sender"] = _sender(row, f"{path}, line {number}")
         messages.append(_message(event, place, None, routing))
-    return Conversation(conversation, tenant, messages, label)
+    timed = bool(rows) and all("created_at" in row for _, row in rows)
+    return Conversation(conversation, tenant, messages, label, timed)
 
 
 def _message(event: dict[str, Any], place: int, gold: dict[str, Any] | None, routing: RoutingOptions) -> Message:

@@ -17,6 +17,7 @@ import yaml
 from stream_sentiment.backtest.conversations import Conversation
 from stream_sentiment.backtest.decide import Decision, Judge, decide
 from stream_sentiment.backtest.measure import measure
+from stream_sentiment.backtest.storm import guard_results
 from stream_sentiment.errors import ConfigurationError
 from stream_sentiment.escalation.rules import RuleSet, parse_rules, set_path
 
@@ -26,8 +27,19 @@ Results = list[tuple[Conversation, list[Decision]]]
 SWEEP_STEPS = 11
 
 
-def run(conversations: Iterable[Conversation], rules: RuleSet, judge: Judge) -> Results:
-    return [(conversation, decide(conversation, rules, judge)) for conversation in conversations]
+def run(
+    conversations: Iterable[Conversation],
+    rules: RuleSet,
+    judge: Judge,
+    partitions: int = 1,
+    progress: Callable[[], None] = lambda: None,
+) -> Results:
+    """Every conversation through the rules, then through the storm guard of as many input partitions."""
+    results: Results = []
+    for conversation in conversations:
+        results.append((conversation, decide(conversation, rules, judge)))
+        progress()
+    return guard_results(results, rules, partitions)
 
 
 def figures(results: Results, rules: RuleSet) -> dict[str, Any]:
@@ -40,6 +52,12 @@ def figures(results: Results, rules: RuleSet) -> dict[str, Any]:
         overlap.update((a, b) for i, a in enumerate(spoke) for b in spoke[i + 1 :])
     report["overlap"] = [{"rules": list(pair), "conversations": n} for pair, n in overlap.most_common()]
     report["rules_version"] = rules.version
+    marked = [d.transition for _, decisions in results for d in decisions if d.transition.storm_id is not None]
+    report["storm"] = {
+        "suppressed": sum(t.action == "opened" for t in marked),
+        "storms": len({t.storm_id for t in marked}),
+        "applies_to": sum(conversation.timed for conversation, _ in results),
+    }
     return report
 
 
@@ -53,6 +71,7 @@ def alerts_of(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
             "at": d.transition.at_ms,
             "reason": d.transition.reason,
             "resolution": d.transition.resolution,
+            "suppressed": d.transition.storm_id is not None,
         }
         for d in decisions
     ]

@@ -48,6 +48,7 @@ class EscalationState:
     cooldown_until_ms: int | None = None
     cooldown_severity: str | None = None  # only a higher one opens before the cooldown ends
     opened: list[list[str]] = field(default_factory=list)  # last [message, rule] pairs: the same pair never opens twice
+    storm_id: str | None = None  # the storm that holds the escalation back: marked on the topic, not announced
 
 
 @dataclass(slots=True)
@@ -194,4 +195,6 @@ def _escalation_to_dict(e: EscalationState) -> dict[str, Any]:
         "cooldown_until_ms": e.cooldown_until_ms,
         "cooldown_severity": e.cooldown_severity,
         "opened": e.opened,
+        # Written only where there is one: a worker of the version before reads the others.
+        **({} if e.storm_id is None else {"storm_id": e.storm_id}),
     }

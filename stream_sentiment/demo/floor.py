@@ -174,6 +174,8 @@ class Floor:
     def record_escalation(self, event: Mapping[str, Any], at_s: float) -> None:
         """One value of `escalation.events`; a repeated one is dropped, as every consumer of an at-least-once topic must."""
         self.last_output_s = at_s
+        if "conversation_id" not in event:
+            return  # a storm's notice; what it speaks of is on the topic by itself
         copy_of = (str(event.get("escalation_id")), int(event.get("revision", 0)))
         if copy_of in self._seen_escalations:
             return

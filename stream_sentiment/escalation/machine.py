@@ -181,6 +181,7 @@ def _open(
         esc = state.escalation = EscalationState()
     esc.status = "open"
     esc.escalation_id = escalation_id(state.identity, state.started_at_ms, message_id, opener.id)
+    esc.storm_id = None
     esc.rule_id = opener.id
     esc.message_id = message_id
     esc.severity = max((rule.severity_of(state) for rule in attached), key=RANK.__getitem__)

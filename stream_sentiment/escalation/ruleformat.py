@@ -258,7 +258,13 @@ class Override(_Strict):
 
 
 class Suppress(_Strict):
-    max_open_per_tenant_per_minute: int = Field(200, ge=1)
+    """The storm guard: how many escalations of one tenant are announced in a minute; the others are marked and summed up."""
+
+    max_open_per_tenant_per_minute: int | None = Field(200, ge=1, description="null: no limit")
+    max_open_per_rule_per_minute: int | None = Field(None, ge=1, description="of any one rule of the tenant")
+    max_open_per_category_per_minute: int | None = Field(
+        None, ge=1, description="of any one complaint category of the tenant; `other` where there is none"
+    )
 
 
 CATEGORIES = ("quality", "service", "logistics", "price_promo", "refund_after_sales", "account_payment", "other")

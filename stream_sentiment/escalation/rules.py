@@ -28,6 +28,7 @@ from stream_sentiment.escalation.conditions import Compiled, Holds, Released, co
 from stream_sentiment.escalation.ruleformat import SIGNALS, Defaults, Desk, Rule, RuleFile
 from stream_sentiment.escalation.severity import Severity
 from stream_sentiment.escalation.signals import Lexicon, SignalFinder, changed_lexicon, load_lexicon, load_topics
+from stream_sentiment.escalation.storm import StormLimits
 from stream_sentiment.escalation.yamlmarks import Marks
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class RuleView:
     close_score: float
     language: str
     desks: Mapping[str, Desk]
+    storm: StormLimits
 
 
 @dataclass(slots=True)
@@ -235,7 +237,7 @@ def _override(raw: dict[str, Any], file: RuleFile, matching: tuple[int, ...]) ->
 
 
 def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
-    """`rules.<id>.<key>...` or a path below defaults (`state.half_life` is short for `defaults.state.half_life`)."""
+    """`rules.<id>.<key>...`, `suppress.<key>` or a path below defaults (`state.half_life` is short for `defaults.state.half_life`)."""
     keys = path.split(".")
     where: Any = raw
     if keys[0] == "rules" and len(keys) > 2:
@@ -251,8 +253,11 @@ def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
     elif keys[0] == "defaults" and len(keys) > 1:
         where = raw.setdefault("defaults", {})
         keys = keys[1:]
+    elif keys[0] == "suppress" and len(keys) > 1:
+        where = raw.setdefault("suppress", {})
+        keys = keys[1:]
     else:
-        raise ConfigurationError(f"{path}: a path starts with rules.<id>, defaults or state")
+        raise ConfigurationError(f"{path}: a path starts with rules.<id>, defaults, state or suppress")
     for key in keys[:-1]:
         if not isinstance(where, dict) or not isinstance(where.setdefault(key, {}), dict):
             raise ConfigurationError(f"{path}: {key!r} holds a value, not further keys")
@@ -292,6 +297,11 @@ def _compile(file: RuleFile, version: str) -> RuleView:
         close_score=defaults.close.rolling_score,
         language=defaults.language,
         desks={str(name): desk for name, desk in file.complaints.desks.items()},
+        storm=StormLimits(
+            file.suppress.max_open_per_tenant_per_minute,
+            file.suppress.max_open_per_rule_per_minute,
+            file.suppress.max_open_per_category_per_minute,
+        ),
     )
 
 

@@ -91,7 +91,8 @@ class Transition:
     category: str | None = None
     suggested_queue: str | None = None
     suggested_action: str | None = None
-    exempt: bool = False  # a safety rule took part: storm guards let it through
+    exempt: bool = False  # a rule with bypass_cooldown takes part: the storm guard lets it through
+    storm_id: str | None = None  # the storm that holds this escalation back; None: it is announced
 
     @property
     def priority(self) -> str:

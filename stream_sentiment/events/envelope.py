@@ -18,6 +18,7 @@ SCHEMA_BASE = "urn:stream-sentiment:schema:"
 SCORED = "sentiment.message.scored"
 CONVERSATION_STATE = "sentiment.conversation.state"
 ESCALATION = "sentiment.escalation."  # + opened, updated, resolved
+STORM = "sentiment.escalation_storm."  # + the same
 DEAD_LETTER = "sentiment.dead_letter"
 
 Headers = list[tuple[str, bytes]]

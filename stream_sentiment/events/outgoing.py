@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stream_sentiment.conversation.options import StateOptions
 from stream_sentiment.conversation.rolling import Point, level_of, response_gap_ms, shift_of, snapshot, trend_of
 from stream_sentiment.conversation.state import ConversationState
+from stream_sentiment.escalation.storm import StormNotice, notice_reason, share_of
 from stream_sentiment.events.envelope import record_key, rfc3339
 
 if TYPE_CHECKING:
@@ -162,12 +163,46 @@ def escalation_event(
         "resolved_at": rfc3339(t.at_ms) if t.action == "resolved" else None,
         "resolution": t.resolution,
         "notified_count": t.notified_count,
+        "suppressed": t.storm_id is not None,
+        "storm_id": t.storm_id,
         "timing": {
             "message_created_at": rfc3339(t.message_at_ms),
             "emitted_at": rfc3339(emitted_at_ms),
             "detection_latency_ms": max(0, emitted_at_ms - t.message_at_ms),
         },
         "model": dict(model),
+        "rules_version": rules_version,
+    }
+
+
+def storm_event(
+    notice: StormNotice, *, language: str, source: tuple[str, int], rules_version: str, emitted_at_ms: int
+) -> dict[str, Any]:
+    """The value of a storm's notice, which stands on `escalation.events` too; `source` is the input topic and partition."""
+    storm = notice.storm
+    topic, partition = source
+    return {
+        "tenant_id": notice.tenant_id,
+        "storm_id": storm.storm_id,
+        "action": notice.action,
+        "revision": storm.revision,
+        "severity": storm.severity,
+        "reason": notice_reason(notice, language),
+        "language": language,
+        "held_back": storm.held_back,
+        "limits": [
+            {"scope": name, "per_minute": limit, "share": share_of(limit, notice.partitions)}
+            for name, limit in sorted(storm.limits.items())
+        ],
+        "by_rule": storm.rules,
+        "by_category": storm.categories,
+        "by_severity": storm.severities,
+        "sample_escalation_ids": storm.sample,
+        "source": {"topic": topic, "partition": partition, "partitions": notice.partitions},
+        "began_at": rfc3339(storm.began_at_ms),
+        "updated_at": rfc3339(notice.at_ms),
+        "resolved_at": rfc3339(notice.at_ms) if notice.action == "resolved" else None,
+        "timing": {"emitted_at": rfc3339(emitted_at_ms)},
         "rules_version": rules_version,
     }
 

@@ -271,8 +271,53 @@ class EscalationValue(_Out):
         Literal["recovered", "conversation_ended", "expired", "acknowledged_by_service", "superseded", "erased"] | None
     )
     notified_count: int
+    suppressed: bool = Field(
+        False,
+        description="held back by the storm guard: count it, page nobody; a later event of the id without it announces it",
+    )
+    storm_id: str | None = Field(None, description="the storm that holds it back")
     timing: EscalationTiming
     model: Model
+    rules_version: str
+
+
+class StormLimit(_Out):
+    scope: str = Field(description="tenant, rule:<id> or category:<name>")
+    per_minute: int
+    share: int = Field(description="of this input partition")
+
+
+class StormSource(_Out):
+    topic: str
+    partition: int
+    partitions: int
+
+
+class StormTiming(_Out):
+    emitted_at: Time
+
+
+class StormValue(_Out):
+    """A storm's notice, on `escalation.events` with `ce_type` ...escalation_storm.*: one storm per tenant and input partition."""
+
+    tenant_id: str
+    storm_id: str
+    action: Literal["opened", "updated", "resolved"]
+    revision: int = Field(ge=1)
+    severity: Severity = Field(description="the gravest that was held back")
+    reason: str = Field(description="one sentence in `language`")
+    language: str
+    held_back: int = Field(ge=1, description="openings marked since the storm began")
+    limits: list[StormLimit]
+    by_rule: dict[str, int]
+    by_category: dict[str, int]
+    by_severity: dict[str, int]
+    sample_escalation_ids: list[str] = Field(max_length=20)
+    source: StormSource
+    began_at: Time
+    updated_at: Time
+    resolved_at: Time | None
+    timing: StormTiming
     rules_version: str
 
 
@@ -298,6 +343,7 @@ SCHEMAS: dict[str, TypeAdapter[Any]] = {
     "sentiment.scored.v1": TypeAdapter(ScoredMessage | ScoredReview),
     "conversation.state.v1": TypeAdapter(ConversationStateValue),
     "escalation.events.v1": TypeAdapter(EscalationValue),
+    "escalation.storm.v1": TypeAdapter(StormValue),
     "sentiment.dlq.headers.v1": TypeAdapter(DeadLetterHeaders),
 }
 

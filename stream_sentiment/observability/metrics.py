@@ -180,6 +180,13 @@ class Metrics:
 
     # Events out
     escalations_total = counters("Escalations opened.", Label("rule", Domain.RULE), Label("severity", values.Severity))
+    escalations_suppressed_total = counters(
+        "Escalations opened above the storm guard's limit: on the topic, marked as suppressed.",
+        Label("rule", Domain.RULE),
+    )
+    escalation_storms_total = counters(
+        "Notices of alert storms, per tenant and input partition.", Label("action", values.EscalationAction)
+    )
     escalation_transitions_total = counters("Escalation events by action.", Label("action", values.EscalationAction))
     produce_total = counters(
         "Records handed to Kafka, by delivery report.", OUTPUT_TOPIC, Label("result", values.ProduceResult)

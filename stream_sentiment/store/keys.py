@@ -6,6 +6,7 @@ prefix that would break the hash tag.
     <prefix>:{<group>:<topic>:<partition>}:meta              hash    token, wm, member, at, partitions
     <prefix>:{<group>:<topic>:<partition>}:outbox            hash    <offset>:<sequence> -> encoded record
     <prefix>:{<group>:<topic>:<partition>}:c:<conversation>  string  state, with a time to live
+    <prefix>:{<group>:<topic>:<partition>}:storm:<tenant>    string  what the storm guard has counted, with a time to live
 
 The braces are Redis Cluster's hash tag: all keys of one partition share one slot, so that one script may write them together.
 """
@@ -30,6 +31,8 @@ _KEPT = (
 _PLAIN = re.compile(f"[{_KEPT}]+")
 _ESCAPE = re.compile(f"[^{_KEPT}]")
 _ESCAPED = re.compile(r"(?:%[0-9A-F]{2})+")
+
+STORM = "storm:"
 
 MAX_PART_BYTES = 256
 """A tenant or conversation id whose encoded form is longer is replaced by `~` and the SHA-256 of the id, in hexadecimal.
@@ -74,6 +77,11 @@ def decode_part(encoded: str) -> str | None:
 def conversation_key(tenant_id: str, conversation_id: str) -> str:
     """`<tenant>|<conversation>`, each part encoded; the part after `c:` of a state's key. About 0.5 us for ordinary ids."""
     return f"{encode_part(tenant_id)}|{encode_part(conversation_id)}"
+
+
+def storm_key(conversation: str) -> str:
+    """The name of the storm guard's state for the tenant of a `conversation_key`."""
+    return STORM + conversation.partition("|")[0]
 
 
 def split_conversation_key(key: str) -> tuple[str | None, str | None]:
@@ -133,8 +141,10 @@ class PartitionKeys:
         return self.base(tp) + "outbox"
 
     def conversation(self, tp: TopicPartition, conversation: str) -> str:
-        """The key of a state; `conversation` is a `conversation_key`."""
-        return f"{self.base(tp)}c:{conversation}"
+        """The key of a state; `conversation` is a `conversation_key` or a `storm_key`."""
+        # No conversation key holds a colon: it is percent-encoded.
+        kind = "" if conversation.startswith(STORM) else "c:"
+        return f"{self.base(tp)}{kind}{conversation}"
 
 
 def _percent(match: re.Match[str]) -> str:

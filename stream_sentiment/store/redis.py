@@ -69,7 +69,8 @@ class PartitionBatch(NamedTuple):
     """A contiguous run of one partition's events after scoring, folded.
 
     `first` is the watermark the caller holds, never the first record's offset; `next` is the last record's offset + 1: logs have holes.
-    `states` maps `conversation_key` to the encoded state, None to delete it; `outputs` maps `outbox_field` to the encoded record.
+    `states` maps `conversation_key` or `storm_key` to the encoded state, None to delete it; `outputs` maps `outbox_field` to the
+    encoded record.
     """
 
     tp: TopicPartition
@@ -258,9 +259,8 @@ class StateStore:
             if following <= first:
                 raise ValueError(f"{tp}: an empty batch [{first}, {following}) cannot be applied")
             base = self._keys.base(tp)
-            prefix = base + "c:"
             command: list[str | bytes | int] = ["EVALSHA", APPLY.sha, 2 + len(states), base + "meta", base + "outbox"]
-            command += [prefix + name for name in states]
+            command += [self._keys.conversation(tp, name) for name in states]
             command += (token, first, following, self._ttl)
             command += [state or b"" for state in states.values()]
             for entry in outputs.items():

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from stream_sentiment.backtest.conversations import read_conversations
 from stream_sentiment.backtest.decide import by_labels, by_model, decide, with_noise
 from stream_sentiment.backtest.picture import precision_recall_svg
-from stream_sentiment.backtest.run import compare, figures, parse_sweep, run, sweep
+from stream_sentiment.backtest.run import alerts_of, compare, figures, parse_sweep, run, sweep
 from stream_sentiment.backtest.scores import ScoreCache
 from stream_sentiment.cli.main import app
 from stream_sentiment.errors import ConfigurationError
@@ -318,3 +318,23 @@ def test_the_command_writes_what_it_says_and_fails_under_a_limit(tmp_path: Path)
     unlabelled = write(tmp_path / "u.jsonl", [{"id": "u", "messages": [{"role": "customer", "text": "x"}]}])
     result = CliRunner().invoke(app, ["backtest", str(unlabelled), "--labels"])
     assert isinstance(result.exception, ConfigurationError)
+
+
+def test_the_storm_guard_of_the_worker_marks_alerts_of_conversations_that_have_times(tmp_path: Path) -> None:
+    rules = parse_rules(RULES + "\nsuppress: {max_open_per_tenant_per_minute: 2}\n")
+    at_once = [chat(f"c{i}", "nn", started_at="2026-01-01T10:00:00Z") for i in range(5)]
+    later = [chat("later", "nn", started_at="2026-01-01T11:00:00Z")]
+    untimed = [chat(f"u{i}", "nn") for i in range(5)]
+    path = write(tmp_path / "c.jsonl", [*at_once, *later, *untimed])
+    results = run(read_conversations(path), rules, by_labels())
+    assert figures(results, rules)["storm"] == {"suppressed": 3, "storms": 1, "applies_to": 6}
+    marked = [c.id for c, decisions in results for d in decisions if d.transition.storm_id is not None]
+    assert marked == ["c2", "c3", "c4"]
+    assert [a["suppressed"] for c, decisions in results if c.id == "c2" for a in alerts_of(decisions)] == [True]
+
+
+def test_partitions_share_the_limit_of_the_storm_guard(tmp_path: Path) -> None:
+    rules = parse_rules(RULES + "\nsuppress: {max_open_per_tenant_per_minute: 2}\n")
+    path = write(tmp_path / "c.jsonl", [chat(f"c{i}", "nn", started_at="2026-01-01T10:00:00Z") for i in range(40)])
+    results = run(read_conversations(path), rules, by_labels(), partitions=2)
+    assert figures(results, rules)["storm"] == {"suppressed": 38, "storms": 2, "applies_to": 40}

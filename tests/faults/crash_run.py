@@ -27,7 +27,7 @@ import redis
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from stream_sentiment.errors import StreamSentimentError
-from stream_sentiment.escalation.rules import load_rules
+from stream_sentiment.escalation.rules import DEFAULT_RULES, load_rules
 from stream_sentiment.store.keys import PartitionKeys
 from stream_sentiment.store.keys import TopicPartition as Place
 from stream_sentiment.testing import KafkaBroker, Record, RedisServer, WorkerProcess, quiet, read_topic
@@ -56,6 +56,8 @@ SESSION_TIMEOUT_MS = 3_000
 INTERVAL_S = 3.0
 #: Records come in bursts, so that a fault that follows progress finds the rest of a burst in flight.
 BURST_S = 0.25
+#: One alert a minute and partition, so that storms come and go all the time.
+STORMY = "\nsuppress: {max_open_per_tenant_per_minute: 1}\n"
 #: No progress for so long, with no fault under way, is a stuck partition.
 STUCK_SECONDS = 60.0
 #: How a script's writes end in the append-only file.
@@ -107,6 +109,8 @@ class CrashRun:
         self.kafka = kafka
         self.redis = redis
         self.keys = PartitionKeys("ss", GROUP)
+        self.rules = directory / "rules.yaml"
+        self.rules.write_text(DEFAULT_RULES.read_text(encoding="utf-8") + STORMY, encoding="utf-8")
         self.workers: list[WorkerProcess] = []
         self.killed: list[WorkerProcess] = []
         self.report = Report()
@@ -157,6 +161,7 @@ class CrashRun:
             "kafka.client_id": f"worker-{index}",
             "redis.url": self.redis.url,
             "model.stub": "true",
+            "rules.path": str(self.rules),
             "model.threads": "1",
             "intake.max_event_bytes": str(MAX_EVENT_BYTES),
             "intake.window_events": "32",  # many small windows: many points at which to be killed
@@ -238,7 +243,8 @@ class CrashRun:
     def _lose_redis_writes(self) -> None:
         """A failover to a replica that was behind: the last writes, acknowledged to the workers, are gone."""
         self.redis.kill()
-        (newest,) = self.redis.directory.glob("**/*.aof*.incr.aof") or self.redis.directory.glob("appendonly.aof")
+        files = [*self.redis.directory.glob("**/*.aof*.incr.aof")] or [*self.redis.directory.glob("appendonly.aof")]
+        (newest,) = files
         written = newest.read_bytes()
         # Between two scripts, as a replica has them. A tail torn inside one is another matter: test_torn_append_only_file.py.
         kept = written.rfind(SCRIPT_END, 0, len(written) - min(200_000, len(written) // 10)) + len(SCRIPT_END)
@@ -354,7 +360,8 @@ class CrashRun:
         in_log = sum(len(records) for _, records in inputs.values())
         if self._refused or in_log != self._acknowledged:
             problems.append(f"{in_log} records in the log, {self._acknowledged} acknowledged, {self._refused} refused")
-        expected = sequential_fold(inputs, load_rules(None), MAX_EVENT_BYTES)
+        partitions = {TOPICS[CHAT]: self.plan.partitions, TOPICS[REVIEWS]: 4}
+        expected = sequential_fold(inputs, load_rules(self.rules), MAX_EVENT_BYTES, partitions)
 
         found = Outcome(states=self._states())
         escalations, dead_letters = self._read("escalations"), self._read("dead_letters")
@@ -370,6 +377,8 @@ class CrashRun:
             "conversations": len(expected.states),
             **self._counts,
             "escalation events": len(expected.escalations),
+            "held back by the storm guard": sum(bool(v.get("suppressed")) for _, v in expected.escalations.values()),
+            "storm notices": sum("escalation_id" not in v for _, v in expected.escalations.values()),
             "copies of escalation events": len(escalations) - len(found.escalations),
             "dead letters": len(expected.dead_letters),
             "copies of dead letters": len(dead_letters) - len(found.dead_letters),

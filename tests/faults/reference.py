@@ -19,9 +19,10 @@ from stream_sentiment.conversation.state import ConversationState
 from stream_sentiment.conversation.turn import ConversationIdentity, Turn
 from stream_sentiment.escalation.advance import advance
 from stream_sentiment.escalation.rules import RuleSet
+from stream_sentiment.escalation.storm import StormState, guard_turn, pass_time
 from stream_sentiment.events.envelope import record_key
 from stream_sentiment.events.incoming import ChatEvent, Decoded, InvalidEvent, Skip, decode
-from stream_sentiment.events.outgoing import escalation_event
+from stream_sentiment.events.outgoing import escalation_event, storm_event
 from stream_sentiment.events.routing import RoutingOptions, route
 from stream_sentiment.kafka.dead_letter import dead_letter_id
 from stream_sentiment.scoring.scorer import StubScorer
@@ -50,13 +51,18 @@ class Outcome:
 
 
 def sequential_fold(
-    inputs: Mapping[str, tuple[str, Iterable[Record]]], rules: RuleSet, max_event_bytes: int
+    inputs: Mapping[str, tuple[str, Iterable[Record]]],
+    rules: RuleSet,
+    max_event_bytes: int,
+    partitions: Mapping[str, int] | None = None,
 ) -> Outcome:
-    """`inputs`: topic -> (kind of its events, its records, partition by partition in order)."""
+    """`inputs`: topic -> (kind of its events, its records, partition by partition in order); `partitions`: how many it has."""
     scorer, outcome = StubScorer(), Outcome()
     routing = RoutingOptions(score_roles=rules.options.score_roles)
     states: dict[tuple[Place, str], ConversationState] = {}
+    storms: dict[tuple[Place, str], StormState] = {}
     for topic, (kind, records) in inputs.items():
+        count = (partitions or {}).get(topic, 1)
         for record in records:
             try:
                 headers = {name.lower(): value.encode() for name, value in record.headers.items()}
@@ -68,7 +74,7 @@ def sequential_fold(
             if isinstance(decoded, Skip):
                 continue
             if isinstance(decoded.event, ChatEvent):
-                _chat(outcome, states, topic, record, decoded, rules, routing, scorer)
+                _chat(outcome, states, storms, topic, count, record, decoded, rules, routing, scorer)
             elif decoded.kind != "deleted":
                 event = decoded.event
                 outcome.scored.add((event.tenant_id, event.product_id, event.review_id, decoded.kind))
@@ -79,7 +85,9 @@ def sequential_fold(
 def _chat(
     outcome: Outcome,
     states: dict[tuple[Place, str], ConversationState],
+    storms: dict[tuple[Place, str], StormState],
     topic: str,
+    partitions: int,
     record: Record,
     decoded: Decoded,
     rules: RuleSet,
@@ -112,6 +120,21 @@ def _chat(
     states[place] = state
     # The workers start with these rules and this model, so a duplicate that leaves the state alone leaves them alone, too.
     state.model_version, state.rules_version = f"{scorer.info.name}@{scorer.info.version}", rules.version
+    storm = storms.setdefault(((topic, record.partition), event.tenant_id), StormState(event.tenant_id))
+    notices = pass_time(storm, turn.at_ms, partitions)
+    transitions, told = guard_turn(storm, state, transitions, rules.view_for(state).storm, partitions)
+    for notice in notices + told:
+        value = storm_event(
+            notice,
+            language=rules.default.language,
+            source=(topic, record.partition),
+            rules_version=rules.version,
+            emitted_at_ms=0,
+        )
+        outcome.escalations[f"{notice.storm.storm_id}.{notice.storm.revision}"] = (
+            record_key(event.tenant_id, "").encode(),
+            _lasting(value),
+        )
     for transition in transitions:
         value = escalation_event(state, transition, model=_model(scorer), rules_version=rules.version, emitted_at_ms=0)
         outcome.escalations[f"{transition.escalation_id}.{transition.revision}"] = (

@@ -25,6 +25,8 @@ def test_nothing_is_lost_doubled_or_different_after_everything_has_been_killed(
     # Traffic that gives rise to nothing would prove nothing.
     assert report.figures["escalation events"] > 50
     assert report.figures["dead letters"] > 20
+    assert report.figures["held back by the storm guard"] >= 3
+    assert report.figures["storm notices"] >= 3
 
 
 @pytest.fixture(scope="module")
