@@ -22,14 +22,14 @@ from stream_sentiment.conversation.state import ConversationState
 from stream_sentiment.escalation.storm import StormState
 from stream_sentiment.flow import Flow
 from stream_sentiment.kafka.dead_letter import ErrorClass
-from stream_sentiment.observability.drift import DriftWindow
+from stream_sentiment.live.serving import Serving
 from stream_sentiment.observability.labels import PipelineThread, RedisOp, ThreadState
 from stream_sentiment.observability.logs import get_logger
 from stream_sentiment.observability.metrics import Metrics
 from stream_sentiment.observability.tally import Tally, observe_all
 from stream_sentiment.observability.tracing import StageTime, WindowTracer
 from stream_sentiment.outbox import Outbox
-from stream_sentiment.record_fold import Batch, Moment, RecordFolder, conversation_of
+from stream_sentiment.record_fold import Batch, Moment, conversation_of
 from stream_sentiment.stages import Epoch, Window
 from stream_sentiment.store.errors import StoreUnavailable
 from stream_sentiment.store.keys import STORM, TopicPartition, storm_key
@@ -64,45 +64,45 @@ class ApplyStage:
         flow: Flow,
         outbox: Outbox,
         bulk: BulkPublisher,
-        folder: RecordFolder,
+        serving: Serving,
         metrics: Metrics,
         clock: Clock,
         *,
-        options_ttl_ms: int,
+        on_serving: Callable[[Serving], None],
         beat: Callable[[], None],
         on_error: Callable[[BaseException], None],
         on_store: Callable[[bool, str], None],
-        publish_states: Callable[[Batch], None],
         tracer: WindowTracer | None = None,
-        drift: DriftWindow | None = None,
     ) -> None:
         """
         Args:
-            options_ttl_ms: event-time life of a conversation; the cache forgets long before Redis does.
+            serving: rules and model of the first window.
+            on_serving: told when a window brings other rules or another model, before any of its records is folded.
             on_store: told when Redis stops answering and when it answers again, with the reason.
-            publish_states: produces the `conversation.state` events of a folded batch.
         """
         self._store = store
         self._flow = flow
         self._outbox = outbox
         self._bulk = bulk
-        self._folder = folder
+        self._serving = serving
+        self._on_serving = on_serving
         self._metrics = metrics
         self._clock = clock
         self._beat = beat
         self._on_error = on_error
         self._on_store = on_store
         self._time = metrics.thread_time_seconds_total.of(PipelineThread.APPLY)
-        self._publish_states = publish_states
         self._tracer = tracer
-        self._drift = drift
+        self._drift = serving.drift
         self._reacquire: Callable[[Epoch, str], None] = lambda _epoch, _reason: None
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._abort = threading.Event()
         self._next_report = 0.0
         #: Live epochs, each with the monotonic time at which Redis last agreed to its token and watermark.
         self._agreed: dict[Epoch, float] = {}
-        self._cache_seconds = options_ttl_ms / 2000
+        #: Half of a conversation's event-time life: the cache forgets long before Redis does. The shortest that there has been,
+        #: since Redis keeps a state for as long as the rules said that it was written under.
+        self._cache_seconds = serving.rules.options.ttl_ms / 2000
         #: Records whose fold raised, with what it raised: put aside when they come again.
         self._unfoldable: dict[tuple[TopicPartition, int], str] = {}
         self._thread = threading.Thread(target=self._run, name="apply", daemon=True)
@@ -203,6 +203,8 @@ class ApplyStage:
 
     def _apply_window(self, window: Window) -> None:
         switch = self._time.switch
+        if window.serving is not self._serving:
+            self._take_up(window.serving)
         switch(ThreadState.INFER)
         self._collect_scores(window)
         switch(ThreadState.WORK)
@@ -215,8 +217,9 @@ class ApplyStage:
         folded = [batch for batch in batches if batch.epoch.alive and self._fold(batch, moment)]
         folded_at = time.monotonic()
         switch(ThreadState.PUBLISH)
+        options = self._serving.rules.options
         for batch in folded:
-            self._publish_states(batch)
+            self._bulk.states(batch.touched.values(), options)
         if not self._bulk.flush(self._keep_waiting):
             if self._abort.is_set():
                 raise Aborted
@@ -236,6 +239,14 @@ class ApplyStage:
             switch(ThreadState.WAIT_OUTPUT)
         while self._outbox.depth > OUTBOX_HIGH_WATER and self._keep_waiting():
             self._outbox.serve(0.05)
+
+    def _take_up(self, serving: Serving) -> None:
+        """Windows pass in order, so from here on nothing is folded under the rules or the model before."""
+        self._serving = serving
+        self._drift = serving.drift
+        self._cache_seconds = min(self._cache_seconds, serving.rules.options.ttl_ms / 2000)
+        self._bulk.serve(serving.scorer.info, serving.rules.version)
+        self._on_serving(serving)
 
     @staticmethod
     def _trace(
@@ -344,10 +355,10 @@ class ApplyStage:
         for record in batch.records:
             known = self._unfoldable.get((epoch.partition, record.offset)) if self._unfoldable else None
             if known is not None:
-                self._folder.dead_letter(batch, record, ErrorClass.STATE_CONFLICT, known, moment)
+                self._serving.folder.dead_letter(batch, record, ErrorClass.STATE_CONFLICT, known, moment)
                 continue
             try:
-                self._folder.fold(batch, record, moment)
+                self._serving.folder.fold(batch, record, moment)
             except Exception as error:
                 self._unfoldable[(epoch.partition, record.offset)] = f"the state machine failed: {type(error).__name__}"
                 topic, partition = epoch.partition

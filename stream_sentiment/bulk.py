@@ -54,22 +54,27 @@ class BulkPublisher:
 
     def __init__(self, settings: Settings, metrics: Metrics, model: ModelInfo, rules_version: str) -> None:
         self._topics = settings.topics
+        self._corrections = settings.corrections
         self._scored = settings.output.scored
         self._states = settings.output.conversation_state
         self._metrics = metrics
+        self._scored_headers = envelope.constant_headers(envelope.SCORED, "sentiment.scored:1")
+        self._state_headers = envelope.constant_headers(envelope.CONVERSATION_STATE, "conversation.state:1")
+        self._producer: Producer | None = None
+        self._errors = 0
+        self.serve(model, rules_version)
+
+    def serve(self, model: ModelInfo, rules_version: str) -> None:
+        """Name this model and these rules in the events from now on."""
         self._model = model
         self._rules_version = rules_version
         self._model_json = orjson.Fragment(orjson.dumps(model_block(model)))
-        self._scored_headers = envelope.constant_headers(envelope.SCORED, "sentiment.scored:1")
-        self._state_headers = envelope.constant_headers(envelope.CONVERSATION_STATE, "conversation.state:1")
         # Model, corrections and rules are part of a scored event's id: hashed once, copied for each event.
-        self._corrections_version = Corrector.of(settings.corrections, model).version
+        self._corrections_version = Corrector.of(self._corrections, model).version
         parts = [model.sha256, rules_version]
         if self._corrections_version != "off":
             parts.append(self._corrections_version)
         self._id_seed = hashlib.blake2b("".join(f"{part}\n" for part in parts).encode(), digest_size=16)
-        self._producer: Producer | None = None
-        self._errors = 0
 
     def use(self, producer: Producer) -> None:
         """Set the producer; its delivery reports for errors must go to `delivery_failed`."""

@@ -27,9 +27,10 @@ from stream_sentiment.clock import Clock
 from stream_sentiment.errors import ConfigurationError, ServiceUnavailable
 from stream_sentiment.events.envelope import header_map
 from stream_sentiment.events.incoming import InvalidEvent, Skip, decode
-from stream_sentiment.events.routing import RoutingOptions, route
+from stream_sentiment.events.routing import route
 from stream_sentiment.flow import Flow
 from stream_sentiment.kafka.clients import AUTHENTICATION_ERRORS, consumer_config
+from stream_sentiment.live.serving import Serving
 from stream_sentiment.observability.broker_statistics import STATISTICS_MILLISECONDS, BrokerStatistics
 from stream_sentiment.observability.health import HealthState
 from stream_sentiment.observability.labels import ConsumerState, EventKind
@@ -60,7 +61,7 @@ class Intake:
         health: HealthState,
         clock: Clock,
         *,
-        routing: RoutingOptions,
+        serving: Callable[[], Serving],
         partition_counts: Mapping[str, int],
         on_acquired: Callable[[Epoch, Mapping[str, bytes]], None],
         on_released: Callable[[Sequence[Epoch], float], None],
@@ -68,6 +69,7 @@ class Intake:
     ) -> None:
         """
         Args:
+            serving: rules and model of the next window.
             on_acquired: the epoch and the outbox that the last owner left; called before any of its records is read.
             on_released: epochs that go away, and the monotonic deadline until which their outbox may still be published.
             exit_when_idle: seconds at the end of every partition after which `run` returns by itself.
@@ -77,7 +79,9 @@ class Intake:
         self._metrics = metrics
         self._health = health
         self._clock = clock
-        self._routing = routing
+        self._next_serving = serving
+        #: Of the window that is being filled: read when its first record comes.
+        self._serving = serving()
         self._exit_when_idle = exit_when_idle
         self._window: ArrivalWindow[Record] = ArrivalWindow(
             settings.intake.window_events, settings.intake.window_bytes, settings.intake.window_wait.total_seconds()
@@ -232,6 +236,8 @@ class Intake:
         timestamp_type, timestamp_ms = message.timestamp()
         if timestamp_type == TIMESTAMP_NOT_AVAILABLE:
             timestamp_ms = received_ms
+        if not len(self._window):
+            self._serving = self._next_serving()
         record = Record(epoch, offset, timestamp_ms, received_ms, message.key(), value, raw_headers, outcome)
         kind: str = epoch.kind
         if isinstance(outcome, Skip):
@@ -240,7 +246,9 @@ class Intake:
                 kind = EventKind.HEARTBEAT
                 self._metrics.heartbeat_timestamp_seconds.labels("consumed").set(record.canary_ms / 1000)
         elif not isinstance(outcome, InvalidEvent):
-            record.text, record.language, record.skipped_reason, record.truncated = route(outcome, self._routing)
+            record.text, record.language, record.skipped_reason, record.truncated = route(
+                outcome, self._serving.routing
+            )
         size = len(value) if value is not None else 0
         self._window.add(record, size, now)
         self._window_bytes += size
@@ -309,7 +317,7 @@ class Intake:
 
     def _close_window(self, trigger: str, now: float) -> Window:
         self._metrics.batch_flush_total.labels(trigger).inc()
-        window = Window(self._window.take(), trigger, now, self._window_bytes)
+        window = Window(self._window.take(), trigger, self._serving, now, self._window_bytes)
         self._window_bytes = 0
         return window
 

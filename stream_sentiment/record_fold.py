@@ -103,7 +103,7 @@ class RecordFolder:
             action: envelope.constant_headers(envelope.STORM + action, "escalation.storm:1")
             for action in ("opened", "updated", "resolved")
         }
-        self._partitions = partitions or {}
+        self._partitions = {} if partitions is None else partitions
 
     def fold(self, batch: Batch, record: Record, moment: Moment) -> None:
         """Work on one record of a live epoch, whose state is in the epoch's cache."""

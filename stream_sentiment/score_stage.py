@@ -27,11 +27,10 @@ if TYPE_CHECKING:
 
 
 class ScoreStage:
-    """One tokenising thread and `threads` inference threads sharing one model session."""
+    """One tokenising thread and `threads` inference threads sharing the model session of the window's `Serving`."""
 
     def __init__(
         self,
-        scorer: Scorer,
         flow: Flow,
         metrics: Metrics,
         *,
@@ -40,7 +39,6 @@ class ScoreStage:
         beat: Callable[[], None],
         on_error: Callable[[BaseException], None],
     ) -> None:
-        self._scorer = scorer
         self._flow = flow
         self._metrics = metrics
         self._time = metrics.thread_time_seconds_total.of(PipelineThread.SCORE)
@@ -86,7 +84,8 @@ class ScoreStage:
             return
         started = time.monotonic()
         self._time.switch(ThreadState.TOKENIZE)
-        tokenised = self._scorer.tokenize([record.text or "" for record in scored])
+        scorer = window.serving.scorer
+        tokenised = scorer.tokenize([record.text or "" for record in scored])
         self._time.switch(ThreadState.WORK)
         now = time.monotonic()
         self._metrics.stage_duration_seconds.labels("tokenize").observe(now - started)
@@ -110,37 +109,37 @@ class ScoreStage:
             metrics.batch_events.observe(len(batch))
             metrics.batch_tokens.observe(padded)
             metrics.batch_padding_ratio.observe(1.0 - sum(lengths[index] for index in batch) / padded)
-            window.futures.append(self._pool.submit(self._infer, [tokenised[index].ids for index in batch]))
+            window.futures.append(self._pool.submit(self._infer, scorer, [tokenised[index].ids for index in batch]))
 
-    def _infer(self, batch: list[Sequence[int]]) -> tuple[list[Score | Exception], float]:
+    def _infer(self, scorer: Scorer, batch: list[Sequence[int]]) -> tuple[list[Score | Exception], float]:
         started = time.monotonic()
-        results = self._infer_or_split(batch)
+        results = self._infer_or_split(scorer, batch)
         seconds = time.monotonic() - started
         self._metrics.stage_duration_seconds.labels("infer").observe(seconds)
         return results, seconds
 
-    def _infer_or_split(self, batch: list[Sequence[int]]) -> list[Score | Exception]:
+    def _infer_or_split(self, scorer: Scorer, batch: list[Sequence[int]]) -> list[Score | Exception]:
         """The scores of a batch; texts that the model cannot take are told apart, the others are scored as if alone.
 
         A failure that names no text halves the batch until one text stands alone. Whether then the text or the model is at fault,
         the smallest possible text decides: where that fails too, the error goes up and ends the worker.
         """
         try:
-            return list(self._scorer.infer(batch))
+            return list(scorer.infer(batch))
         except InferenceError as error:
             self._metrics.inference_errors_total.labels("other").inc()
             bad = set(error.items) or {0}
             rest = [ids for index, ids in enumerate(batch) if index not in bad]
-            scores = iter(self._infer_or_split(rest) if rest else [])
+            scores = iter(self._infer_or_split(scorer, rest) if rest else [])
             return [error if index in bad else next(scores) for index in range(len(batch))]
         except Exception as error:
             self._metrics.inference_errors_total.labels("oom" if _out_of_memory(error) else "provider").inc()
             if len(batch) == 1:
-                self._scorer.infer([self._scorer.tokenize(["."])[0].ids])
+                scorer.infer([scorer.tokenize(["."])[0].ids])
                 return [error]
             self._metrics.inference_fallback_total.labels("batch", "half_batch").inc()
             half = len(batch) // 2
-            return self._infer_or_split(batch[:half]) + self._infer_or_split(batch[half:])
+            return self._infer_or_split(scorer, batch[:half]) + self._infer_or_split(scorer, batch[half:])
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -259,6 +259,12 @@ class RuleSettings(_Section):
     """The escalation rules."""
 
     path: Path | None = Field(None, description="YAML file; unset: the rules that come with the package")
+    watch: Duration = Field(
+        timedelta(seconds=2),
+        ge=timedelta(0),
+        le=timedelta(hours=1),
+        description="how often a running worker looks for a changed file; 0: only on SIGHUP",
+    )
 
 
 class IntakeSettings(_Section):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stream_sentiment.conversation.state import ConversationState
     from stream_sentiment.conversation.turn import Signal
     from stream_sentiment.escalation.storm import StormState
+    from stream_sentiment.live.serving import Serving
     from stream_sentiment.scoring.corrections import Correction
     from stream_sentiment.scoring.scorer import Score
 
@@ -115,6 +116,8 @@ class Window:
 
     records: list[Record]
     trigger: str
+    #: The rules and the model that all its records are worked on with.
+    serving: Serving
     #: Monotonic seconds when the window was closed.
     closed_at: float
     size_bytes: int = 0

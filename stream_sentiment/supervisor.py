@@ -60,6 +60,7 @@ class Supervisor:
         """Supervise until every worker is done or a signal asks for the end; returns the worst exit status."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGHUP, self._on_hangup)
         self._children = [_Child(index, self._start(index), time.monotonic()) for index in range(self._workers)]
         worst = 0
         while not all(child.done for child in self._children):
@@ -75,6 +76,8 @@ class Supervisor:
         return subprocess.Popen(
             [sys.executable, "-m", "stream_sentiment", "run", "--port", str(port), *self._arguments],
             env={**os.environ, CLIENT_ID: f"{os.environ.get(CLIENT_ID, 'stream-sentiment')}-{index}"},
+            # Until a worker has installed its own handler, SIGHUP would end it.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
             process_group=0,  # a terminal's Ctrl-C reaches the supervisor alone, which passes it on once
         )
 
@@ -116,6 +119,12 @@ class Supervisor:
                 worst = max(worst, int(ExitStatus.TRY_AGAIN))
                 log.error("worker_killed", worker=child.index, reason="it did not end within its drain timeout")
         return worst
+
+    def _on_hangup(self, number: int, _frame: object) -> None:
+        """Every worker looks for new rules; one that is about to start reads them anyway."""
+        for child in self._children:
+            if child.process.poll() is None:
+                child.process.send_signal(number)
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self._stopping = True

@@ -26,8 +26,11 @@ from stream_sentiment.flow import Flow
 from stream_sentiment.intake import Intake
 from stream_sentiment.kafka.clients import common_config, first_contact, producer_config
 from stream_sentiment.kafka.transactional import TransactionalPublisher
+from stream_sentiment.live.rules_file import RulesFile
+from stream_sentiment.live.serving import Live, Serving
+from stream_sentiment.live.watch import Source, Watcher
 from stream_sentiment.observability.build import build_labels
-from stream_sentiment.observability.definitions import Domain
+from stream_sentiment.observability.definitions import Domain, Labelled
 from stream_sentiment.observability.drift import DriftWindow
 from stream_sentiment.observability.health import HealthServer, HealthState, StuckDetector
 from stream_sentiment.observability.labels import Dependency
@@ -44,6 +47,8 @@ from stream_sentiment.store.errors import StoreFault
 from stream_sentiment.store.redis import StateStore
 
 if TYPE_CHECKING:
+    from prometheus_client import Gauge
+
     from stream_sentiment.scoring.scorer import Scorer
 
 #: First answer of Kafka at start-up.
@@ -129,10 +134,17 @@ class Worker:
         self.metrics = Metrics(clock=self.clock)
         self.health = HealthState()
         count_suppressed(lambda event: self.metrics.log_lines_suppressed_total.labels(event).inc())
-        self.rules = rules or load_rules(settings.rules.path)
+        rules = rules or load_rules(settings.rules.path)
         started = time.monotonic()
-        self.scorer = scorer or load_scorer(settings)
+        scorer = scorer or load_scorer(settings)
         self.metrics.model_load_seconds.set(time.monotonic() - started)
+        self._bulk = BulkPublisher(settings, self.metrics, scorer.info, rules.version)
+        #: Of each input topic; known once Kafka has answered.
+        self._partition_counts: dict[str, int] = {}
+        #: How far the model of the next window has drifted; other rules go on with it.
+        self._drift: tuple[Scorer | None, DriftWindow | None] = None, None
+        self.live = Live(rules, scorer, self._serving)
+        self._watcher = Watcher(self._sources())
         self._exit_when_idle = exit_when_idle
         self._on_listening = on_listening
         self._intake: Intake | None = None
@@ -149,6 +161,10 @@ class Worker:
         if self._intake is not None:
             self._intake.stop()
 
+    def reload(self) -> None:
+        """Look at the rule file now and take up what is valid. May be called from a signal handler."""
+        self._watcher.look_now()
+
     def run(self) -> None:
         """Work until `stop`, or until idle.
 
@@ -159,15 +175,18 @@ class Worker:
         """
         settings = self.settings
         self._declare_metrics()
+        self._in_force(self.live.current)
         server = HealthServer(settings.http.host, settings.http.port, self.metrics, self.health)
         server.start()
         stuck = StuckDetector(self.health, on_stuck=self._stuck)
         stuck.start()
         if self._on_listening is not None:
             self._on_listening(f"http://{settings.http.host}:{server.port}")
+        self._watcher.start()
         try:
             self._work()
         finally:
+            self._watcher.stop()
             self.health.set_ready("running", False, "stopped")
             stuck.stop()
             server.stop()
@@ -178,18 +197,19 @@ class Worker:
 
     def _work(self) -> None:
         settings, metrics, health = self.settings, self.metrics, self.health
+        serving, bulk = self.live.current, self._bulk
         store = open_store(
             settings,
-            STATE_LIVES * self.rules.options.ttl_ms,
+            STATE_LIVES * serving.longest_ttl_ms,
             clock=self.clock,
             on_fault=lambda fault: metrics.redis_errors_total.labels(fault.value).inc(),
         )
-        bulk = BulkPublisher(settings, metrics, self.scorer.info, self.rules.version)
         bulk_producer = Producer(
             self._producer_config("bulk") | {"delivery.report.only.error": True, "on_delivery": bulk.delivery_failed}
         )
         bulk.use(bulk_producer)
         partition_counts = self._check_topics(bulk_producer)
+        self._partition_counts.update(partition_counts)
         flow = Flow(settings.intake.windows_in_flight)
         outbox = Outbox(store, metrics, dlq_topic=settings.topics.dead_letters)
         publisher = self._publisher(store, outbox)
@@ -197,25 +217,26 @@ class Worker:
         stall = settings.worker.stall_timeout.total_seconds()
         for loop in ("intake", "score", "apply"):
             health.watch(loop, stall)
-        options = self.rules.options
+
+        def on_serving(taken_up: Serving) -> None:
+            store.keep_states(STATE_LIVES * taken_up.longest_ttl_ms)
+            self._in_force(taken_up)
+
         apply_stage = ApplyStage(
             store,
             flow,
             outbox,
             bulk,
-            RecordFolder(settings, self.rules, self.scorer.info, bulk, partition_counts),
+            serving,
             metrics,
             self.clock,
-            options_ttl_ms=options.ttl_ms,
+            on_serving=on_serving,
             beat=lambda: health.beat("apply"),
             on_error=self._fail,
             on_store=self._store_answers,
             tracer=tracer_from_environment(settings.kafka.group_id),
-            drift=self._drift_window(),
-            publish_states=lambda batch: bulk.states(batch.touched.values(), options),
         )
         score_stage = ScoreStage(
-            self.scorer,
             flow,
             metrics,
             threads=inference_threads(settings.model.threads),
@@ -230,12 +251,7 @@ class Worker:
             metrics,
             health,
             self.clock,
-            routing=RoutingOptions(
-                frozenset(settings.intake.languages),
-                settings.intake.default_language,
-                settings.intake.max_text_chars,
-                self.rules.options.score_roles,
-            ),
+            serving=lambda: self.live.current,
             partition_counts=partition_counts,
             on_acquired=apply_stage.acquired,
             on_released=apply_stage.released,
@@ -247,7 +263,12 @@ class Worker:
         score_stage.start()
         apply_stage.start(intake.reacquire)
         health.set_ready("running", True)
-        log.info("worker_started", version=__version__, model=self.scorer.info.name, rules_version=self.rules.version)
+        log.info(
+            "worker_started",
+            version=__version__,
+            model=serving.scorer.info.name,
+            rules_version=serving.rules.version,
+        )
         try:
             intake.run()
         finally:
@@ -286,13 +307,6 @@ class Worker:
             logger=kafka_logger("outbox"),
         )
 
-    def _drift_window(self) -> DriftWindow | None:
-        model = self.settings.model
-        reference = self.scorer.info.reference
-        if reference is None:
-            return None
-        return DriftWindow(reference, self.metrics, size=model.drift_window, minimum=model.drift_minimum)
-
     def _producer_config(self, name: str) -> dict[str, object]:
         output = self.settings.output
         return producer_config(self.settings.kafka, output.linger, output.delivery_timeout, kafka_logger(name))
@@ -329,18 +343,66 @@ class Worker:
         self.metrics.stuck_loops_total.inc(len(overdue))
         log.error("loop_stuck", loops={loop: round(age, 1) for loop, age in overdue.items()})
 
+    def _serving(self, rules: RuleSet, scorer: Scorer) -> Serving:
+        """What a window needs of these rules and this model."""
+        intake = self.settings.intake
+        routing = RoutingOptions(
+            frozenset(intake.languages), intake.default_language, intake.max_text_chars, rules.options.score_roles
+        )
+        folder = RecordFolder(self.settings, rules, scorer.info, self._bulk, self._partition_counts)
+        if scorer is not self._drift[0]:
+            self._drift = scorer, self._drift_window(scorer)
+        return Serving(rules, scorer, routing, folder, self._drift[1])
+
+    def _drift_window(self, scorer: Scorer) -> DriftWindow | None:
+        model = self.settings.model
+        reference = scorer.info.reference
+        if reference is None:
+            return None
+        return DriftWindow(reference, self.metrics, size=model.drift_window, minimum=model.drift_minimum)
+
+    def _sources(self) -> list[Source]:
+        """What may change while the worker runs."""
+        settings, sources = self.settings, list[Source]()
+        if settings.rules.path is not None:
+            sources.append(
+                RulesFile(
+                    settings.rules.path,
+                    self.live.current.rules,
+                    interval=settings.rules.watch.total_seconds(),
+                    use=lambda rules: self.live.use(rules=rules),
+                    model=lambda: self.live.current.scorer.info,
+                    metrics=self.metrics,
+                    health=self.health,
+                )
+            )
+        return sources
+
     def _declare_metrics(self) -> None:
-        info, topics = self.scorer.info, self.settings.topics
+        topics = self.settings.topics
         declare = self.metrics.declare
         declare(Domain.INPUT_TOPIC, list(topics.inputs()))
         declare(
             Domain.OUTPUT_TOPIC, [topics.scored, topics.conversation_state, topics.escalations, topics.dead_letters]
         )
-        declare(Domain.RULE, list(self.rules.default.by_id))
-        declare(Domain.CORRECTION, Corrector.of(self.settings.corrections, info).rule_ids)
-        declare(Domain.LABEL, info.labels["polarity"], only=["predictions_total"])
-        declare(Domain.LABEL, info.emotion_labels, only=["emotion_predictions_total"])
-        provider = str(getattr(self.scorer, "provider", ""))
-        self.metrics.build_info.labels(*build_labels(f"{info.name}@{info.version}", info.sha256, provider)).set(1)
         self.metrics.model_ready.set(1)
+
+    def _in_force(self, serving: Serving) -> None:
+        """Metrics and `/readyz` name the rules and the model of the windows from now on."""
+        rules, info, metrics = serving.rules, serving.scorer.info, self.metrics
+        metrics.declare(Domain.RULE, list(rules.default.by_id))
+        metrics.declare(Domain.CORRECTION, Corrector.of(self.settings.corrections, info).rule_ids)
+        metrics.declare(Domain.LABEL, info.labels["polarity"], only=["predictions_total"])
+        metrics.declare(Domain.LABEL, info.emotion_labels, only=["emotion_predictions_total"])
+        provider = str(getattr(serving.scorer, "provider", ""))
+        only_child(metrics.build_info, *build_labels(f"{info.name}@{info.version}", info.sha256, provider))
+        only_child(metrics.rules_info, rules.version)
         self.health.set_ready("model", True, f"{info.name} {info.version}")
+
+
+def only_child(gauges: Labelled[Gauge], *labels: str) -> None:
+    """Set this series to 1 and remove the others: one version is in force."""
+    gauges.labels(*labels).set(1)
+    for other in gauges.known():
+        if other != labels:
+            gauges.remove(*other)

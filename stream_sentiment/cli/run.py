@@ -36,8 +36,9 @@ def run(
     """Consume messages, score them, keep the conversations, raise escalations.
 
     All settings come from the environment (`STREAM_SENTIMENT_...`) or a file; see `stream-sentiment config show`.
-    SIGTERM drains and leaves the group; a second SIGTERM ends at once. Exit status: 0 done, 69 Kafka or Redis cannot be
-    reached at start-up, 75 the drain was cut short (nothing is lost), 78 a setting is wrong.
+    SIGTERM drains and leaves the group; a second SIGTERM ends at once. SIGHUP has the rule file looked at now. Exit status:
+    0 done, 69 Kafka or Redis cannot be reached at start-up, 75 the drain was cut short (nothing is lost), 78 a setting is
+    wrong.
 
     Example: `STREAM_SENTIMENT_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 STREAM_SENTIMENT_REDIS__URL=redis://redis:6379/0
     stream-sentiment run --workers 2`
@@ -69,6 +70,12 @@ def run(
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+
+    def on_hangup(_number: int, _frame: object) -> None:
+        if worker is not None:  # else it is about to read the files anyway
+            worker.reload()
+
+    signal.signal(signal.SIGHUP, on_hangup)
     from stream_sentiment.worker import Worker  # after the handlers: it brings the slow imports
 
     worker = Worker(settings, exit_when_idle=idle, on_listening=_print_address)

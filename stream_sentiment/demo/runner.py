@@ -178,7 +178,7 @@ class Demo:
         from stream_sentiment.worker import Worker
 
         worker = Worker(settings, scorer=self._scorer)
-        info = worker.scorer.info
+        info = worker.live.current.scorer.info
         self._model = f"{info.name} {info.version} {info.precision}"
         self.floor.model = {
             "name": info.name,

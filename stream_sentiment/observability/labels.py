@@ -225,3 +225,11 @@ class HeartbeatStage(StrEnum):
 
     CONSUMED = "consumed"
     APPLIED = "applied"
+
+
+class ReloadResult(StrEnum):
+    """What became of a changed rule file. refused: the rules before it stay in force."""
+
+    APPLIED = "applied"
+    UNCHANGED = "unchanged"
+    REFUSED = "refused"

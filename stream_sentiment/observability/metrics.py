@@ -153,6 +153,15 @@ class Metrics:
         "Messages that prediction_psi is computed from.", Label("language", Domain.LANGUAGE)
     )
 
+    # Rules
+    rules_info = gauges("1, with the version of the rules in force in the label.", *_text("version"))
+    rules_reload_total = counters(
+        "Looks at a changed rule file, by what became of it.", Label("result", values.ReloadResult)
+    )
+    rules_file_invalid_seconds = age(
+        "Time since the rule file was found to be wrong; the rules before it are in force. 0 while it is right."
+    )
+
     # Redis
     redis_op_duration_seconds = histograms(
         "Duration of one pipeline or script call.", STAGE, Label("op", values.RedisOp)

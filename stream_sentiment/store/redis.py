@@ -166,6 +166,12 @@ class StateStore:
     def group(self) -> str:
         return self._keys.group
 
+    def keep_states(self, state_ttl_ms: int) -> None:
+        """Write states with this time to live from now on; those in Redis keep theirs until they are written again."""
+        if state_ttl_ms <= 0:
+            raise ValueError("state_ttl_ms must be positive")
+        self._ttl = str(state_ttl_ms)
+
     def acquire(
         self,
         assignments: Sequence[tuple[TopicPartition, str]],

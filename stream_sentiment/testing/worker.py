@@ -104,6 +104,10 @@ class WorkerProcess:
         """Ask for a graceful drain; does not wait."""
         self.process.send(signal.SIGTERM)
 
+    def sighup(self) -> None:
+        """Have it look for new rules and a new model now."""
+        self.process.send(signal.SIGHUP)
+
     def sigkill(self) -> None:
         """Kill it and wait until it is gone."""
         self.process.kill()

@@ -1,0 +1,59 @@
+"""Drills of what changes while a worker runs: a bad rule file, and the remedy of its runbook."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stream_sentiment.testing.worker import WorkerProcess
+from tests.drills.stack import Stack, running
+
+pytestmark = [pytest.mark.slow, pytest.mark.redis]
+
+RULES = Path(__file__).with_name("rules.yaml")
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    with running(tmp_path) as made:
+        yield made
+
+
+def condition(worker: WorkerProcess, name: str) -> tuple[int, str]:
+    """Status of `/readyz`, and the detail of one of its conditions."""
+    status, body = worker.get("/readyz")
+    return status, json.loads(body)["conditions"][name]["detail"]
+
+
+def test_a_rule_file_with_a_mistake(stack: Stack, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    good = RULES.read_text()
+    rules.write_text(good)
+    worker = stack.add_worker(rules__path=str(rules), rules__watch="200ms")
+    worker.wait_ready(90)
+    stack.load.start()
+    stack.until_caught_up()
+    stack.begin("a rule file with a mistake")
+    stack.until_false("RulesFileInvalid")
+    rules.write_text(good.replace("when:", "wehn:", 1))
+    stack.note("saved with an unknown key")
+    stack.until_true("RulesFileInvalid")
+    status, detail = condition(worker, "rules")
+    assert status == 200
+    assert "stays in force; the file is refused: line" in detail
+    stack.until_caught_up()
+    rules.write_text(good.replace("version: 1", "version: 2", 1))
+    assert rules.read_text() != good
+    stack.note("mended, under a new version")
+    stack.until_false("RulesFileInvalid")
+    stack.until(
+        lambda: all(
+            labels["version"].startswith("2-") for labels, _ in stack.prometheus.query("stream_sentiment_rules_info")
+        ),
+        30,
+        "the new version in force",
+    )
+    assert condition(worker, "rules")[1].startswith("version 2-")
