@@ -22,6 +22,7 @@ from stream_sentiment.escalation.storm import StormNotice, StormState, guard_tur
 from stream_sentiment.events import envelope
 from stream_sentiment.events.incoming import ChatEvent, Decoded, InvalidEvent, ReviewEvent, Skip
 from stream_sentiment.events.outgoing import escalation_event, storm_event
+from stream_sentiment.excerpt import Excerpt, excerpt
 from stream_sentiment.kafka.dead_letter import CLASS_OF_REASON, ErrorClass, dead_letter
 from stream_sentiment.kafka.outbox_record import OutboxRecord
 from stream_sentiment.observability.logs import get_logger
@@ -89,6 +90,7 @@ class RecordFolder:
         """`partitions`: number of each input topic's, which share the limits of the storm guard; unnamed topics have one."""
         self._topics = settings.topics
         self._keep_bodies = settings.output.dead_letter_bodies
+        self._excerpts = settings.output.excerpts
         self._rules = rules
         self._signals = rules.finder(model)
         self._corrector = Corrector.of(settings.corrections, model)
@@ -291,6 +293,7 @@ class RecordFolder:
             model=self._model_block,
             rules_version=self._rules.version,
             emitted_at_ms=moment.now_ms,
+            excerpts=_excerpt_of(record, transition) if self._excerpts else None,
         )
         headers = envelope.event_headers(
             self._escalation_headers[transition.action],
@@ -311,6 +314,17 @@ class RecordFolder:
             if transition.storm_id is not None:
                 batch.tally.count("escalations_suppressed_total", transition.rule_id)
         batch.tally.count("escalation_transitions_total", transition.action)
+
+
+def _excerpt_of(record: Record, transition: Transition) -> Mapping[str, Excerpt] | None:
+    """Of the message that caused the transition. The others' texts are not kept anywhere, and what happened to be in this batch would
+    not be there again after a crash: the same event must come out.
+    """
+    event = record.outcome.event if isinstance(record.outcome, Decoded) else None
+    if record.text is None or not isinstance(event, ChatEvent) or event.message_id != transition.message_id:
+        return None
+    spans = next((item.spans for item in transition.evidence if item.message_id == transition.message_id), ())
+    return {transition.message_id: excerpt(record.text, spans)}
 
 
 def _count_prediction(batch: Batch, record: Record) -> None:

@@ -19,6 +19,7 @@ from stream_sentiment.events.envelope import record_key, rfc3339
 if TYPE_CHECKING:
     from stream_sentiment.conversation.turn import Signal
     from stream_sentiment.escalation.transition import Evidence, Transition
+    from stream_sentiment.excerpt import Excerpt
 
 DECIMALS = 4
 
@@ -110,7 +111,7 @@ def escalation_event(
     model: Mapping[str, Any],
     rules_version: str,
     emitted_at_ms: int,
-    excerpts: Mapping[str, str] | None = None,
+    excerpts: Mapping[str, Excerpt] | None = None,
 ) -> dict[str, Any]:
     """The value of `escalation.events`.
 
@@ -207,7 +208,7 @@ def storm_event(
     }
 
 
-def _evidence(item: Evidence, excerpts: Mapping[str, str]) -> dict[str, Any]:
+def _evidence(item: Evidence, excerpts: Mapping[str, Excerpt]) -> dict[str, Any]:
     evidence: dict[str, Any] = {
         "message_id": item.message_id,
         "created_at": rfc3339(item.at_ms),
@@ -219,7 +220,7 @@ def _evidence(item: Evidence, excerpts: Mapping[str, str]) -> dict[str, Any]:
         "spans": [{"begin": begin, "end": end} for begin, end in item.spans],
     }
     if item.message_id in excerpts:
-        evidence["excerpt"] = excerpts[item.message_id]
+        evidence["excerpt"], evidence["excerpt_begin"] = excerpts[item.message_id]
     return evidence
 
 

@@ -219,6 +219,9 @@ class EvidenceItem(_Out):
     contribution: float = Field(description="exact share of the rolling score")
     spans: list[Span]
     excerpt: str | None = Field(None, max_length=120, description="masked; only where excerpts were asked for")
+    excerpt_begin: int | None = Field(
+        None, ge=0, description="place of the excerpt's first character in the masked text, into which spans point"
+    )
 
 
 class Context(_Out):
