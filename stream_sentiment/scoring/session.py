@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stream_sentiment.errors import ConfigurationError
+from stream_sentiment.scoring.runtime import onnxruntime
 
 if TYPE_CHECKING:
     from stream_sentiment.scoring.bundle import Bundle
@@ -50,8 +51,7 @@ def choose_device(wanted: Device | Literal["auto"], manifest: Mapping[str, Any])
     if wanted != "auto":
         return wanted
     check_installation()
-    import onnxruntime as ort
-
+    ort = onnxruntime()
     offered = "CUDAExecutionProvider" in ort.get_available_providers()
     return "cuda" if offered and PRECISION_OF["cuda"] in manifest.get("precisions", {}) and _cuda_starts() else "cpu"
 
@@ -71,8 +71,7 @@ class Session:
 
     def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
         check_installation()
-        import onnxruntime as ort
-
+        ort = onnxruntime()
         options = ort.SessionOptions()
         # Parallelism comes from several threads that share this session: on two quiet cores 20 % faster than
         # ORT's own pool, and it does not collapse when the cores are contended.

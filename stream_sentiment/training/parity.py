@@ -70,10 +70,10 @@ def compare_bundles(first: Path, second: Path, sets: Mapping[str, Sequence[Row]]
 
 
 def _run(model: bytes, ids: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-    import onnxruntime as ort
-
     from stream_sentiment.batching import plan_micro_batches
+    from stream_sentiment.scoring.runtime import onnxruntime
 
+    ort = onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

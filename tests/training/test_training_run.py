@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'stream-sentiment[train]'")
 
 from stream_sentiment.errors import ConfigurationError  # noqa: E402
+from stream_sentiment.scoring.runtime import onnxruntime  # noqa: E402
 from stream_sentiment.scoring.scorer import OnnxScorer, pad  # noqa: E402
 from stream_sentiment.scoring.verify import verify_bundle  # noqa: E402
 from stream_sentiment.training import data, evaluate, graph  # noqa: E402
@@ -199,9 +200,7 @@ def _tokenizer(folder: Path):
 
 
 def _run_graph(model, ids: np.ndarray) -> np.ndarray:
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime().InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"input_ids": ids})[0]
 
 

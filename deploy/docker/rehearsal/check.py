@@ -58,6 +58,7 @@ def lossless(deadline: float) -> None:
             if event.get("sender", {}).get("role") == "customer"
             and (event.get("text") or "").strip()
             and "message_id" in event
+            and "conversation_id" in event
         }
         scored_events = [event for event in read("sentiment.scored") if event.get("conversation_id")]
         scored = {(event["conversation_id"], event["message_id"]) for event in scored_events}
