@@ -15,6 +15,7 @@ from stream_sentiment.cli.canary import canary
 from stream_sentiment.cli.check import check
 from stream_sentiment.cli.conversation import app as conversation_app
 from stream_sentiment.cli.demo import demo
+from stream_sentiment.cli.explain import explain
 from stream_sentiment.cli.model import app as model_app
 from stream_sentiment.cli.run import run
 from stream_sentiment.cli.score import score
@@ -52,6 +53,7 @@ def _options(
 app.command()(run)
 app.command()(demo)
 app.command()(score)
+app.command()(explain)
 app.command()(check)
 app.command()(bench)
 app.command()(canary)

@@ -22,7 +22,7 @@ from stream_sentiment.scoring.errors import InferenceError
 from stream_sentiment.scoring.heads import EMOTIONS, POLARITIES, SIGNALS
 from stream_sentiment.scoring.reference import HeadReference, LanguageReference
 from stream_sentiment.scoring.session import PRECISION_OF, Device, Session, choose_device
-from stream_sentiment.scoring.tokenizer import TextTokenizer, TokenizedText
+from stream_sentiment.scoring.tokenizer import TextTokenizer, TokenizedText, Unit
 
 # Padded tokens of one run. Throughput is flat from 64 to 1,024; above that the activations leave the L2 cache.
 TOKEN_BUDGET = 256
@@ -78,6 +78,15 @@ class OnnxScorer:
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenizedText]:
         return self._tokenizer.tokenize(texts)
+
+    @property
+    def mask_id(self) -> int | None:
+        """See `TextTokenizer.mask_id`."""
+        return self._tokenizer.mask_id
+
+    def units(self, text: str) -> tuple[list[int], list[Unit]]:
+        """See `TextTokenizer.units`."""
+        return self._tokenizer.units(text)
 
     def logits(self, batch: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """Raw logits of one micro-batch, batch x sum of head widths; halves the batch when memory runs out."""
