@@ -271,6 +271,48 @@ def corrections(
 
 
 @app.command()
+def fairness(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    data: Annotated[
+        list[Path],
+        typer.Option("--data", "-d", metavar="FILE", help="Rows with a polarity, or conversations with labels."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Write fairness.json, fairness.md and fairness.png here."),
+    ] = None,
+    sample: Annotated[int, typer.Option(min=100, help="Rows of each file at most, evenly spread.")] = 2000,
+    record: Annotated[bool, typer.Option(help="Keep the figures in the bundle's manifest, for its card.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Does the score depend on who speaks, and how? Names, regions, gender, dialect, typos, emoji, numbers, capitals, slices.
+
+    Example: `stream-sentiment model fairness models/service-zh-en-6x384 --data dev.jsonl --out reports`
+    """
+    _needs_train_extra()
+    from stream_sentiment.scoring.scorer import OnnxScorer
+    from stream_sentiment.training import fairness_report
+    from stream_sentiment.training.bundle_notes import note
+    from stream_sentiment.training.correct import read_judged
+    from stream_sentiment.training.fairness import fairness as measure
+
+    rows = [row for path in data for row in _spread(read_judged(path), sample)[:sample]]
+    with _bar("measuring") as update:
+        report = measure(OnnxScorer.load(bundle, device="cpu"), rows, lambda what: update(0, 0, what))
+    if record:
+        note(bundle, "fairness", fairness_report.summary(report, [path.name for path in data]))
+    lines = fairness_report.markdown(report)
+    if out is not None:
+        from stream_sentiment.training.pictures import draw_fairness
+
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "fairness.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        (out / "fairness.md").write_text("\n".join(["# Fairness and robustness", "", *lines]) + "\n", "utf-8")
+        draw_fairness(report, out / "fairness.png")
+    typer.echo(json.dumps(report, ensure_ascii=False) if as_json else "\n".join(lines))
+
+
+@app.command()
 def compare(
     first: Annotated[Path, typer.Argument(metavar="BUNDLE")],
     second: Annotated[Path, typer.Argument(metavar="BUNDLE")],

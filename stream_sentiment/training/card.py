@@ -52,6 +52,8 @@ def render(manifest: Mapping[str, Any], folder: str) -> str:
         "",
         *_figures(manifest, folder),
         *_notes(manifest),
+        *_corrections(manifest),
+        *_fairness(manifest, folder),
         *_data(manifest),
     ]
     return "\n".join(lines) + "\n"
@@ -97,6 +99,38 @@ def _pair(r: Mapping[str, Any], head: str) -> str:
 def _notes(manifest: Mapping[str, Any]) -> list[str]:
     notes = manifest["metrics"].get("notes", [])
     return [*(f"* {note}" for note in notes), ""] if notes else []
+
+
+def _corrections(manifest: Mapping[str, Any]) -> list[str]:
+    if "corrections" not in manifest:
+        return []
+    from stream_sentiment.training.correct import markdown
+
+    return [
+        "## Corrections after the model",
+        "Rules that put more labels right than they spoiled are on (docs/corrections.md). Figures above are without them.",
+        "",
+        *markdown(manifest["corrections"]),
+        "",
+    ]
+
+
+def _fairness(manifest: Mapping[str, Any], folder: str) -> list[str]:
+    report = manifest["metrics"].get("fairness")
+    if not report:
+        return []
+    from stream_sentiment.training.fairness_report import USES_REFUSED, markdown
+
+    return [
+        "## Fairness and robustness",
+        f"Measured by `stream-sentiment model fairness models/{folder} --data FILE --record` on {report['rows']:,} rows of "
+        f"{', '.join(report['data'])} and on sentences written for it. How: docs/fairness.md. Therefore not for:",
+        "",
+        *(f"* {use};" for use in USES_REFUSED),
+        "",
+        *markdown(report, "###"),
+        "",
+    ]
 
 
 def _data(manifest: Mapping[str, Any]) -> list[str]:

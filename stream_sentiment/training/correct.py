@@ -36,7 +36,13 @@ def read_judged(path: Path) -> list[Row]:
             return [row for row in read_rows(path) if row.polarity is not None and not row.binary]
         file.seek(0)
         rows = [
-            Row(message["text"], message["polarity"], message.get("emotion"), lang=str(conversation.get("lang", "")))
+            Row(
+                message["text"],
+                message["polarity"],
+                message.get("emotion"),
+                lang=str(conversation.get("lang", "")),
+                source=str(conversation.get("channel", "")),
+            )
             for conversation in map(json.loads, file)
             for message in conversation["messages"]
             if message.get("polarity") is not None
