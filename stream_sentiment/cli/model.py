@@ -7,27 +7,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stream_sentiment.cli import model_measure
+from stream_sentiment.cli.model_common import JsonOption, bar, needs_train_extra, spread
 from stream_sentiment.errors import ConfigurationError, ExitStatus
 
 if TYPE_CHECKING:
-    from stream_sentiment.training.data import Row
+    pass
 
 app = typer.Typer(no_args_is_help=True)
 
 # From each calibration file; 300 messages in all are enough for the ranges.
 CALIBRATION_ROWS = 150
-
-PageOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Put the tables into this page, between its generated-block marks.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
 @app.command()
@@ -63,7 +58,7 @@ def train(
     Example: `stream-sentiment model train --from models/service-zh-en-6x384 --data mine.jsonl --dev
     mine-dev.jsonl --out runs/mine`
     """
-    _needs_train_extra()
+    needs_train_extra()
     from stream_sentiment.training import data as rows_of
     from stream_sentiment.training.finetune import Job, finetune
     from stream_sentiment.training.train import TrainSettings
@@ -76,7 +71,7 @@ def train(
         sources = [(p.name, rows_of.read_rows(p), passes) for p in data or []]
     settings = TrainSettings(rounds=rounds, body_rate=body_rate, threads=threads, seed=seed, patience=patience)
     job = Job(start, out, settings, sources, {p.name: rows_of.read_rows(p) for p in dev or []})
-    with _bar("training") as update:
+    with bar("training") as update:
         log = finetune(job, update)
     if as_json:
         typer.echo(json.dumps({"run": str(out), "rounds": log}, ensure_ascii=False))
@@ -101,7 +96,7 @@ def average(
 
     Example: `stream-sentiment model average runs/first=0.6 runs/second=0.4 --out runs/mixed`
     """
-    _needs_train_extra()
+    needs_train_extra()
     from stream_sentiment.training.average import average_runs
 
     average_runs([(Path(run), share) for run, share in _shares(runs).items()], out)
@@ -141,12 +136,12 @@ def export(
 
     Example: `stream-sentiment model export runs/mine --out models/mine --dev dev.jsonl --calibration train.jsonl`
     """
-    _needs_train_extra()
+    needs_train_extra()
     from stream_sentiment.training import data as rows_of
     from stream_sentiment.training.export import ExportRequest
     from stream_sentiment.training.export import export as write_bundle
 
-    sample = [r for p in calibration for r in _spread(rows_of.read_rows(p), CALIBRATION_ROWS)]
+    sample = [r for p in calibration for r in spread(rows_of.read_rows(p), CALIBRATION_ROWS)]
     texts = [r.text for p in golden or dev for r in rows_of.read_rows(p)[:32]]
     request = ExportRequest(
         name=name or out.name,
@@ -180,11 +175,11 @@ def quantize(
 
     Example: `stream-sentiment model quantize runs/mine --data dev.jsonl --calibration train.jsonl`
     """
-    _needs_train_extra()
+    needs_train_extra()
     from stream_sentiment.training import data as rows_of
     from stream_sentiment.training.parity import compare_precisions
 
-    sample = [r for p in calibration for r in _spread(rows_of.read_rows(p), CALIBRATION_ROWS)]
+    sample = [r for p in calibration for r in spread(rows_of.read_rows(p), CALIBRATION_ROWS)]
     result = compare_precisions(run, [r for p in data for r in rows_of.read_rows(p)], sample)
     if as_json:
         typer.echo(json.dumps(result))
@@ -198,118 +193,8 @@ def quantize(
         raise typer.Exit(int(ExitStatus.NO))
 
 
-@app.command()
-def evaluate(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
-    data: Annotated[
-        list[Path], typer.Option("--data", "-d", metavar="FILE", help="Rows {text, polarity?, emotion?, language?}.")
-    ],
-    binary: Annotated[bool, typer.Option(help="The polarity of these rows knows no neutral.")] = False,
-    record: Annotated[bool, typer.Option(help="Keep the figures in the bundle's manifest, for its card.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure a bundle on labelled rows: accuracy, macro-F1, per-class figures, UAR, AUC, ECE, confusion.
-
-    Example: `stream-sentiment model evaluate models/service-zh-en-6x384 --data dev.jsonl`
-    """
-    _needs_train_extra()
-    from stream_sentiment.scoring.scorer import OnnxScorer
-    from stream_sentiment.training import data as rows_of
-    from stream_sentiment.training.evaluate import report
-
-    scorer = OnnxScorer.load(bundle, device="cpu")
-    results = {}
-    with _bar("scoring") as update:
-        for path in data:
-            rows = rows_of.read_rows(path, binary=binary)
-            done = 0
-
-            def advance(count: int, total: int = len(rows), name: str = path.name) -> None:
-                nonlocal done
-                done += count
-                update(done, total, name)
-
-            results[path.name] = report(scorer, rows, advance)
-    if record:
-        from stream_sentiment.training.export import record_metrics
-
-        record_metrics(bundle, results)
-    if as_json:
-        typer.echo(json.dumps({"model": scorer.info.name, "version": scorer.info.version, "sets": results}))
-        return
-    for name, result in results.items():
-        _print_report(name, result)
-
-
-@app.command()
-def corrections(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
-    data: Annotated[
-        list[Path],
-        typer.Option("--data", "-d", metavar="FILE", help="Rows with a polarity, or conversations with labels."),
-    ],
-    record: Annotated[
-        bool, typer.Option(help="Write it into the manifest: rules that help are on for this model from then on.")
-    ] = False,
-    page: PageOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure every correction rule on labelled rows: labels put right, labels spoiled. See docs/corrections.md.
-
-    Example: `stream-sentiment model corrections models/service-zh-en-6x384 --data dev.jsonl --record`
-    """
-    _needs_train_extra()
-    from stream_sentiment.scoring.scorer import OnnxScorer
-    from stream_sentiment.training import correct, pages
-
-    report = correct.measure(OnnxScorer.load(bundle, device="cpu"), {p.name: correct.read_judged(p) for p in data})
-    if record:
-        correct.record(bundle, report)
-    if page is not None:
-        pages.write_block(page, "corrections", correct.markdown(report))
-    typer.echo(json.dumps(report, ensure_ascii=False) if as_json else "\n".join(correct.markdown(report)))
-
-
-@app.command()
-def fairness(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
-    data: Annotated[
-        list[Path],
-        typer.Option("--data", "-d", metavar="FILE", help="Rows with a polarity, or conversations with labels."),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Write fairness.json, fairness.md and fairness.png here."),
-    ] = None,
-    sample: Annotated[int, typer.Option(min=100, help="Rows of each file at most, evenly spread.")] = 2000,
-    record: Annotated[bool, typer.Option(help="Keep the figures in the bundle's manifest, for its card.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Does the score depend on who speaks, and how? Names, regions, gender, dialect, typos, emoji, numbers, capitals, slices.
-
-    Example: `stream-sentiment model fairness models/service-zh-en-6x384 --data dev.jsonl --out reports`
-    """
-    _needs_train_extra()
-    from stream_sentiment.scoring.scorer import OnnxScorer
-    from stream_sentiment.training import fairness_report
-    from stream_sentiment.training.bundle_notes import note
-    from stream_sentiment.training.correct import read_judged
-    from stream_sentiment.training.fairness import fairness as measure
-
-    rows = [row for path in data for row in _spread(read_judged(path), sample)[:sample]]
-    with _bar("measuring") as update:
-        report = measure(OnnxScorer.load(bundle, device="cpu"), rows, lambda what: update(0, 0, what))
-    if record:
-        note(bundle, "fairness", fairness_report.summary(report, [path.name for path in data]))
-    lines = fairness_report.markdown(report)
-    if out is not None:
-        from stream_sentiment.training.pictures import draw_fairness
-
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "fairness.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        (out / "fairness.md").write_text("\n".join(["# Fairness and robustness", "", *lines]) + "\n", "utf-8")
-        draw_fairness(report, out / "fairness.png")
-    typer.echo(json.dumps(report, ensure_ascii=False) if as_json else "\n".join(lines))
+for _command in (model_measure.evaluate, model_measure.corrections, model_measure.fairness):
+    app.command()(_command)
 
 
 @app.command()
@@ -323,7 +208,7 @@ def compare(
 
     Example: `stream-sentiment model compare models/service-zh-en-6x384 models/mine --data dev.jsonl`
     """
-    _needs_train_extra()
+    needs_train_extra()
     from stream_sentiment.training import data as rows_of
     from stream_sentiment.training.parity import compare_bundles
 
@@ -400,7 +285,7 @@ def reference(
     corrector = Corrector.of(CorrectionSettings(), scorer.info)
     predictions: list[Prediction] = []
     sources = {}
-    with _bar("scoring") as update:
+    with bar("scoring") as update:
         for path in data:
             rows = read_rows(path)
             sources[path.name] = len(rows)
@@ -454,14 +339,6 @@ def card(
         typer.echo(text, nl=False)
 
 
-def _needs_train_extra() -> None:
-    try:
-        import onnx  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise ConfigurationError(f'{error}; run: pip install "stream-sentiment[cpu,train]"') from error
-
-
 def _shares(given: list[str]) -> dict[str, float]:
     out = {}
     for item in given:
@@ -471,45 +348,3 @@ def _shares(given: list[str]) -> dict[str, float]:
         except ValueError:
             raise typer.BadParameter(f"{item!r} is not NAME=NUMBER") from None
     return out
-
-
-def _spread(rows: list[Row], count: int) -> list[Row]:
-    """`count` rows evenly over the file: neighbours are often alike."""
-    return rows[:: max(1, len(rows) // count)]
-
-
-def _print_report(name: str, result: dict[str, Any]) -> None:
-    typer.echo(f"{name}: {result['rows']} rows")
-    for head in ("polarity", "emotion"):
-        if head in result:
-            r = result[head]
-            typer.echo(
-                f"  {head:9s} accuracy {r['accuracy']:.3f}  macro-F1 {r['macro_f1']:.3f}  UAR {r['uar']:.3f}  AUC {r['auc'] or 0:.3f}  "
-                f"ECE {r['ece']:.3f}  (majority vote {r['majority_accuracy']:.3f} / {r['majority_macro_f1']:.3f})"
-            )
-            for label, c in r["classes"].items():
-                typer.echo(
-                    f"    {label:15s} precision {c['precision']:.3f}  recall {c['recall']:.3f}  F1 {c['f1']:.3f}  n {c['support']:.0f}"
-                )
-    if "intensity" in result:
-        typer.echo(f"  intensity mean absolute error {result['intensity']['mae']:.3f}")
-    if "signals" in result:
-        s = result["signals"]
-        typer.echo(f"  signals   precision {s['precision']:.3f}  recall {s['recall']:.3f}  ECE {s['ece']:.3f}")
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr, drawn on a terminal only; called with done, total, text."""
-    import sys
-
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    if not sys.stderr.isatty():
-        yield lambda _done, _total, _text: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=None, note="")
-        yield lambda done, total, text: progress.update(task, completed=done, total=total, note=text)
