@@ -113,33 +113,34 @@ class ScoreStage:
 
     def _infer(self, scorer: Scorer, batch: list[Sequence[int]]) -> tuple[list[Score | Exception], float]:
         started = time.monotonic()
-        results = self._infer_or_split(scorer, batch)
+        results = infer_or_split(scorer, batch, self._metrics)
         seconds = time.monotonic() - started
         self._metrics.stage_duration_seconds.labels("infer").observe(seconds)
         return results, seconds
 
-    def _infer_or_split(self, scorer: Scorer, batch: list[Sequence[int]]) -> list[Score | Exception]:
-        """The scores of a batch; texts that the model cannot take are told apart, the others are scored as if alone.
 
-        A failure that names no text halves the batch until one text stands alone. Whether then the text or the model is at fault,
-        the smallest possible text decides: where that fails too, the error goes up and ends the worker.
-        """
-        try:
-            return list(scorer.infer(batch))
-        except InferenceError as error:
-            self._metrics.inference_errors_total.labels("other").inc()
-            bad = set(error.items) or {0}
-            rest = [ids for index, ids in enumerate(batch) if index not in bad]
-            scores = iter(self._infer_or_split(scorer, rest) if rest else [])
-            return [error if index in bad else next(scores) for index in range(len(batch))]
-        except Exception as error:
-            self._metrics.inference_errors_total.labels("oom" if _out_of_memory(error) else "provider").inc()
-            if len(batch) == 1:
-                scorer.infer([scorer.tokenize(["."])[0].ids])
-                return [error]
-            self._metrics.inference_fallback_total.labels("batch", "half_batch").inc()
-            half = len(batch) // 2
-            return self._infer_or_split(scorer, batch[:half]) + self._infer_or_split(scorer, batch[half:])
+def infer_or_split(scorer: Scorer, batch: list[Sequence[int]], metrics: Metrics) -> list[Score | Exception]:
+    """The scores of a batch; texts that the model cannot take are told apart, the others are scored as if alone.
+
+    A failure that names no text halves the batch until one text stands alone. Whether then the text or the model is at fault,
+    the smallest possible text decides: where that fails too, the error goes up and ends the worker.
+    """
+    try:
+        return list(scorer.infer(batch))
+    except InferenceError as error:
+        metrics.inference_errors_total.labels("other").inc()
+        bad = set(error.items) or {0}
+        rest = [ids for index, ids in enumerate(batch) if index not in bad]
+        scores = iter(infer_or_split(scorer, rest, metrics) if rest else [])
+        return [error if index in bad else next(scores) for index in range(len(batch))]
+    except Exception as error:
+        metrics.inference_errors_total.labels("oom" if _out_of_memory(error) else "provider").inc()
+        if len(batch) == 1:
+            scorer.infer([scorer.tokenize(["."])[0].ids])
+            return [error]
+        metrics.inference_fallback_total.labels("batch", "half_batch").inc()
+        half = len(batch) // 2
+        return infer_or_split(scorer, batch[:half], metrics) + infer_or_split(scorer, batch[half:], metrics)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +10,9 @@ import orjson
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from stream_sentiment.cli.progress import progress_bar
 from stream_sentiment.errors import ConfigurationError, ExitStatus
 
 HEADINGS = ("n", "conv", "prec", "rec", "early", "false", "lead", "open2")
@@ -85,7 +83,7 @@ def backtest(
         report["compare"] = {**core.figures(after, other), "changed": core.compare(results, after)}
     if swept is not None:
         text = (rules or DEFAULT_RULES).read_text(encoding="utf-8")
-        with _bar("sweeping", len(swept[1])) as advance:
+        with progress_bar("sweeping", len(swept[1])) as advance:
             rows = core.sweep(conversations, text, *swept, judges[0], lambda: advance(1))
         report["sweep"] = {"path": swept[0], "rows": rows}
     if output is not None:
@@ -127,7 +125,7 @@ def _judges(
         )
         texts = [m.text for c in conversations for m in c.messages if m.text is not None]
         kept = ScoreCache(cache or _cache_path())
-        with _bar("scoring", len(set(texts))) as advance:
+        with progress_bar("scoring", len(set(texts))) as advance:
             scores = kept.scores(scorer, texts, advance)
         kept.close()
         corrector = Corrector.of(settings.corrections, scorer.info)
@@ -156,15 +154,6 @@ def _limit(text: str) -> tuple[str, float]:
 def _reaches(report: dict[str, Any], name: str, bound: float) -> bool:
     value = report["total"].get(name)
     return value is not None and value >= bound
-
-
-@contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda n: progress.advance(task, n)
 
 
 def _print(report: dict[str, Any], source: Path) -> None:

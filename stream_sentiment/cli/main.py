@@ -17,6 +17,7 @@ from stream_sentiment.cli.conversation import app as conversation_app
 from stream_sentiment.cli.demo import demo
 from stream_sentiment.cli.explain import explain
 from stream_sentiment.cli.model import app as model_app
+from stream_sentiment.cli.replay import replay
 from stream_sentiment.cli.run import run
 from stream_sentiment.cli.score import score
 from stream_sentiment.errors import ExitStatus, StreamSentimentError
@@ -58,6 +59,7 @@ app.command()(check)
 app.command()(bench)
 app.command()(canary)
 app.command()(backtest)
+app.command()(replay)
 app.add_typer(config.app, name="config", help="Show the settings in force.")
 app.add_typer(schemas.app, name="schemas", help="The wire contract as JSON Schema.")
 app.add_typer(topics.app, name="topics", help="The Kafka topics that the worker needs.")
