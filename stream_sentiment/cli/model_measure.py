@@ -21,6 +21,10 @@ def evaluate(
     ],
     binary: Annotated[bool, typer.Option(help="The polarity of these rows knows no neutral.")] = False,
     record: Annotated[bool, typer.Option(help="Keep the figures in the bundle's manifest, for its card.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="One report a set (JSON, page, picture) and an index here."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a bundle on labelled rows: accuracy, macro-F1, per-class figures, UAR, AUC, ECE, confusion.
@@ -30,7 +34,7 @@ def evaluate(
     needs_train_extra()
     from stream_sentiment.scoring.scorer import OnnxScorer
     from stream_sentiment.training import data as rows_of
-    from stream_sentiment.training.evaluate import report
+    from stream_sentiment.training.evaluate import report, without_curves
 
     scorer = OnnxScorer.load(bundle, device="cpu")
     results = {}
@@ -48,7 +52,11 @@ def evaluate(
     if record:
         from stream_sentiment.training.export import record_metrics
 
-        record_metrics(bundle, results)
+        record_metrics(bundle, {name: without_curves(result) for name, result in results.items()})
+    if out is not None:
+        from stream_sentiment.training.report import write_reports
+
+        write_reports(out, scorer.info, results)
     if as_json:
         typer.echo(json.dumps({"model": scorer.info.name, "version": scorer.info.version, "sets": results}))
         return
@@ -141,5 +149,6 @@ def _print_report(name: str, result: dict[str, Any]) -> None:
     if "intensity" in result:
         typer.echo(f"  intensity mean absolute error {result['intensity']['mae']:.3f}")
     if "signals" in result:
-        s = result["signals"]
+        s, both = result["signals"], result["signals_with_lexicon"]
         typer.echo(f"  signals   precision {s['precision']:.3f}  recall {s['recall']:.3f}  ECE {s['ece']:.3f}")
+        typer.echo(f"            with the lexicon: precision {both['precision']:.3f}  recall {both['recall']:.3f}")

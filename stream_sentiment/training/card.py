@@ -72,12 +72,14 @@ def _figures(manifest: Mapping[str, Any], folder: str) -> list[str]:
         "Accuracy / macro-F1 in %, ECE in % (15 bins); in brackets the majority vote. Measured on the int8 file by "
         f"`stream-sentiment model evaluate models/{folder} --data FILE` (`--binary` where the set knows no neutral).",
         "",
-        "| set | rows | polarity | ECE | emotion | ECE | signals P / R | intensity MAE |",
+        "| set | rows | polarity | ECE | emotion | ECE | signals P / R; with the lexicon | intensity MAE |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, r in sets.items():
-        signals = (
-            f"{100 * r['signals']['precision']:.1f} / {100 * r['signals']['recall']:.1f}" if "signals" in r else ""
+        signals = "; ".join(
+            f"{100 * r[head]['precision']:.1f} / {100 * r[head]['recall']:.1f}"
+            for head in ("signals", "signals_with_lexicon")
+            if head in r
         )
         intensity = f"{r['intensity']['mae']:.2f}" if "intensity" in r else ""
         lines.append(

@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from stream_sentiment.batching import plan_micro_batches
+from stream_sentiment.escalation.rules import load_rules
 from stream_sentiment.scoring.heads import POLARITIES, HeadKind
 from stream_sentiment.scoring.scorer import OnnxScorer
+from stream_sentiment.scoring.text import prepare
 from stream_sentiment.training import metrics
 from stream_sentiment.training.data import NO_NEUTRAL, Row, fill_placeholders, targets_of
 
@@ -76,7 +78,18 @@ def report_from_logits(scorer: OnnxScorer, rows: Sequence[Row], logits: npt.NDAr
             live = ~np.isnan(y[:, 0])
             if live.any():
                 out[head.name] = _signals(z[live], y[live] > 0.5, head.labels, spec.thresholds)
+                if head.name == "signals":
+                    kept = [row for row, there in zip(rows, live, strict=True) if there]
+                    out["signals_with_lexicon"] = _heard(scorer, kept, z[live], y[live] > 0.5, head.labels)
     return out
+
+
+def without_curves(report: dict[str, Any]) -> dict[str, Any]:
+    """The figures that a manifest keeps: no points of curves."""
+    return {
+        head: {k: v for k, v in value.items() if k != "reliability"} if isinstance(value, dict) else value
+        for head, value in report.items()
+    }
 
 
 def _classification(z: npt.NDArray[np.float32], gold: npt.NDArray[Any], labels: tuple[str, ...]) -> dict[str, Any]:
@@ -92,6 +105,7 @@ def _classification(z: npt.NDArray[np.float32], gold: npt.NDArray[Any], labels: 
         "uar": float(np.mean([c["recall"] for c in classes.values()])),
         "auc": float(np.nanmean(aucs)) if len(classes) > 1 else None,
         "ece": metrics.ece(probability, gold),
+        "reliability": metrics.reliability(probability, gold),
         "majority_accuracy": float((gold == majority).mean()),
         "majority_macro_f1": metrics.macro_f1(gold, np.full_like(gold, majority), labels),
         "classes": classes,
@@ -99,19 +113,41 @@ def _classification(z: npt.NDArray[np.float32], gold: npt.NDArray[Any], labels: 
     }
 
 
+def _heard(
+    scorer: OnnxScorer,
+    rows: Sequence[Row],
+    z: npt.NDArray[np.float32],
+    gold: npt.NDArray[np.bool_],
+    labels: tuple[str, ...],
+) -> dict[str, Any]:
+    """What the worker hears: the model's head and the lexicon of the default rules together."""
+    finder = load_rules().finder(scorer.info)
+    probability = metrics.sigmoid(z)
+    said = np.zeros_like(gold)
+    for at, (text, row) in enumerate(zip(texts_of(rows), probability, strict=True)):
+        for signal in finder.find(prepare(text).text, row.tolist()):
+            said[at, labels.index(signal.name)] = True
+    hits = float((said & gold).sum())
+    classes = {label: _precision_recall(said[:, i], gold[:, i]) for i, label in enumerate(labels)}
+    return {
+        "rows": len(gold),
+        "precision": hits / max(1.0, float(said.sum())),
+        "recall": hits / max(1.0, float(gold.sum())),
+        "classes": classes,
+    }
+
+
+def _precision_recall(said: npt.NDArray[np.bool_], gold: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    hit, given, there = int((said & gold).sum()), int(said.sum()), int(gold.sum())
+    return {"precision": hit / given if given else None, "recall": hit / there if there else None, "support": there}
+
+
 def _signals(
     z: npt.NDArray[np.float32], gold: npt.NDArray[np.bool_], labels: tuple[str, ...], thresholds: tuple[float, ...]
 ) -> dict[str, Any]:
     probability = metrics.sigmoid(z)
     said = probability >= np.asarray(thresholds)[None]
-    classes = {}
-    for i, label in enumerate(labels):
-        hit, given, there = int((said[:, i] & gold[:, i]).sum()), int(said[:, i].sum()), int(gold[:, i].sum())
-        classes[label] = {
-            "precision": hit / given if given else None,
-            "recall": hit / there if there else None,
-            "support": there,
-        }
+    classes = {label: _precision_recall(said[:, i], gold[:, i]) for i, label in enumerate(labels)}
     hits = float((said & gold).sum())
     return {
         "rows": len(gold),

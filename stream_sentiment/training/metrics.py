@@ -56,14 +56,24 @@ def binary_ece(probability: Floats, gold: npt.NDArray[np.bool_], bins: int = 15)
     return _binned_gap(probability, gold, bins)
 
 
+def reliability(probability: Floats, gold: Ints, bins: int = 15) -> list[dict[str, float]]:
+    """The bins of `ece` that hold rows, for the reliability plot: mean confidence, accuracy, rows."""
+    return _bins(probability.max(axis=1), probability.argmax(axis=1) == gold, bins)
+
+
 def _binned_gap(confidence: Floats, hit: npt.NDArray[np.bool_], bins: int) -> float:
+    return sum(b["rows"] * abs(b["confidence"] - b["accuracy"]) for b in _bins(confidence, hit, bins)) / len(hit)
+
+
+def _bins(confidence: Floats, hit: npt.NDArray[np.bool_], bins: int) -> list[dict[str, float]]:
     number = np.minimum((confidence * bins).astype(int), bins - 1)
-    total = 0.0
+    found = []
     for b in range(bins):
         inside = number == b
         if inside.any():
-            total += float(inside.mean()) * abs(float(confidence[inside].mean()) - float(hit[inside].mean()))
-    return total
+            mean, share = float(confidence[inside].mean()), float(hit[inside].mean())
+            found.append({"confidence": mean, "accuracy": share, "rows": int(inside.sum())})
+    return found
 
 
 def auc(score: Floats, gold: npt.NDArray[np.bool_]) -> float:
