@@ -203,7 +203,7 @@ class RedisSettings(_Section):
 
     url: SecretStr = Field(SecretStr("redis://localhost:6379/0"), description="redis://, rediss:// or unix://")
     cluster: bool = Field(False, description="true when the URL leads to a Redis Cluster")
-    prefix: str = Field("ss", pattern=r"^[A-Za-z0-9._-]{1,40}$", description="first part of every key")
+    prefix: str = Field("ss", pattern=r"^[A-Za-z0-9._:-]{1,40}$", description="first part of every key")
     timeout: Duration = Field(
         timedelta(seconds=1),
         ge=timedelta(milliseconds=50),

@@ -1,6 +1,6 @@
 """The replay's own place in Redis: other keys, another group, and nothing left behind.
 
-In: settings and a name. Out: epochs whose states live under `<prefix>.replay:{<group>-replay-<name>:...}`. Blocks on Redis. Raises
+In: settings and a name. Out: epochs whose states live under `<prefix>:replay:{<group>-replay-<name>:...}`. Blocks on Redis. Raises
 what the store raises. The worker's own calls are used (ACQUIRE, INITIALISE, LOAD, APPLY), so that states take the same way.
 """
 
@@ -29,7 +29,8 @@ class Shadow:
     """One replay's namespace."""
 
     def __init__(self, settings: Settings, name: str, state_ttl_ms: int) -> None:
-        self.prefix = settings.redis.prefix[:33] + ".replay"
+        # Below the worker's prefix, so that the worker's ACL covers it.
+        self.prefix = settings.redis.prefix[:33] + ":replay"
         self.group = f"{settings.kafka.group_id}-replay-{name}"
         own = settings.model_copy(
             update={

@@ -100,6 +100,22 @@ def test_another_rule_file_differs_in_every_decision_that_it_changes(
     assert {tuple(d.fields) for d in result.differences if d.kind == "scored"} == {("rules_version",)}
 
 
+def test_the_rights_of_the_worker_are_enough(mock_road: Road, rules: Path) -> None:
+    template = Path(__file__).parents[2] / "deploy" / "redis" / "users.acl"
+    line = next(row for row in template.read_text().splitlines() if row.startswith("user worker"))
+    rights = [part for part in line.split()[2:] if not part.startswith("#")]
+    with redis_client.Redis.from_url(mock_road.redis_url) as client:
+        client.execute_command("ACL", "SETUSER", "replayer", *rights, ">secret")
+        try:
+            publish_traffic(mock_road, 60)
+            mock_road.redis_url = mock_road.redis_url.replace("redis://", "redis://replayer:secret@")
+            report = again(mock_road, rules, compare=False)
+        finally:
+            client.execute_command("ACL", "DELUSER", "replayer")
+        assert report.counts["scored"] > 10
+        assert list(client.scan_iter("*replay*")) == []
+
+
 def test_what_was_lost_added_or_changed_on_a_live_topic_is_told(mock_road: Road, rules: Path) -> None:
     publish_traffic(mock_road, 300)
     mock_road.work(StubScorer(), rules={"path": rules})
@@ -268,8 +284,8 @@ def test_the_command_says_whether_the_live_output_is_the_same(mock_road: Road, r
 
     kept = command("--from", "0", "--no-compare", "--keep")
     assert kept.returncode == 0, kept.stderr
-    assert "states kept: redis.prefix ss.replay" in kept.stdout
-    assert any(b".replay:{" in key for key in keys_of(mock_road))
+    assert "states kept: redis.prefix ss:replay" in kept.stdout
+    assert any(b"ss:replay:{" in key for key in keys_of(mock_road))
 
     wrong = command("--from", "yesterday")
     assert wrong.returncode == 78
