@@ -63,6 +63,7 @@ class Conversation:
     messages: list[Message]
     label: Label | None
     timed: bool = False  # its messages have times of their own, so that it can be set beside others
+    partition: int | None = None  # of the input topic, where it comes from there
 
 
 def read_conversations(path: Path, routing: RoutingOptions | None = None) -> Iterator[Conversation]:

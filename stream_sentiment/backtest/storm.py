@@ -24,7 +24,7 @@ Results = TypeVar("Results", bound=Sequence[tuple[Conversation, list[Decision]]]
 def guard_results(results: Results, rules: RuleSet, partitions: int = 1) -> Results:
     """Put the decisions of all timed conversations, in the order of event time, through the guard; the lists are changed in place.
 
-    With several partitions a conversation's is a hash of its key, not Kafka's own partitioner: equal parts, other members.
+    Where a conversation does not come from a topic, its partition is a hash of its key, not Kafka's own: equal parts, other members.
     """
     told = [
         (decision.transition.at_ms, place, number)
@@ -37,7 +37,9 @@ def guard_results(results: Results, rules: RuleSet, partitions: int = 1) -> Resu
     for at_ms, place, number in sorted(told):
         conversation, decisions = results[place]
         tenant = conversation.tenant_id
-        partition = crc32(record_key(tenant, conversation.id).encode()) % partitions
+        partition = conversation.partition
+        if partition is None:
+            partition = crc32(record_key(tenant, conversation.id).encode()) % partitions
         state = states.setdefault((tenant, partition), StormState(tenant))
         pass_time(state, at_ms, partitions)
         transition = decisions[number].transition

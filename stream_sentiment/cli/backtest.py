@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
@@ -14,6 +14,9 @@ from rich.table import Table
 
 from stream_sentiment.cli.progress import progress_bar
 from stream_sentiment.errors import ConfigurationError, ExitStatus
+
+if TYPE_CHECKING:
+    from stream_sentiment.backtest.conversations import Conversation
 
 HEADINGS = ("n", "conv", "prec", "rec", "early", "false", "lead", "open2")
 COLUMNS = (
@@ -30,7 +33,10 @@ COLUMNS = (
 
 def backtest(
     source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="JSONL: one conversation a line, or one chat event a line.")
+        str,
+        typer.Argument(
+            metavar="INPUT", help="JSONL: one conversation a line, or one chat event a line. Or kafka://TOPIC."
+        ),
     ],
     rules: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Rule file; none: the rules of the package.")
@@ -52,6 +58,19 @@ def backtest(
         list[str] | None,
         typer.Option(metavar="NAME=X", help="Exit 1 when a figure of the total is below X, as recall=.6."),
     ] = None,
+    fail_over: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=X", help="Exit 1 when a figure is above X, as false_alarm_rate=.12."),
+    ] = None,
+    begin: Annotated[
+        str,
+        typer.Option("--from", metavar="TIME|OFFSET", help="Of kafka://: a time with its zone, an offset, earliest."),
+    ] = "earliest",
+    until: Annotated[str, typer.Option(metavar="TIME|OFFSET", help="Of kafka://: the same, or end.")] = "end",
+    partitions: Annotated[
+        int,
+        typer.Option(min=1, help="Of the input topic, which share the storm guard's limits; a topic's own count wins."),
+    ] = 1,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write decisions, tables and pictures here.")
     ] = None,
@@ -63,23 +82,23 @@ def backtest(
 
     Example: `stream-sentiment backtest last-month.jsonl --rules rules.yaml --compare new-rules.yaml`
     or `stream-sentiment backtest labelled.jsonl --sweep rules.sustained-negative.when.rolling_score.open=-0.45..-0.15`
+    or `stream-sentiment backtest kafka:// --from 2026-10-01T00:00:00+08:00 --until 2026-11-01T00:00:00+08:00`
     """
     from stream_sentiment.backtest import run as core
-    from stream_sentiment.backtest.conversations import read_conversations
     from stream_sentiment.escalation.rules import DEFAULT_RULES, load_rules
 
     limits = [_limit(text) for text in fail_under or ()]
+    bounds = [_limit(text, ("false_alarm_rate", "early", "alerts_per_1000")) for text in fail_over or ()]
     swept = core.parse_sweep(sweep) if sweep is not None else None
     ruleset = load_rules(rules)
     other = load_rules(compare) if compare is not None else None
-    conversations = list(read_conversations(source))
-    if not conversations:
-        raise ConfigurationError(f"{source} holds no conversation")
+    conversations, partitions = _read(source, begin, until, partitions, ruleset.options.score_roles)
     judges = _judges(conversations, [ruleset, other], labels, model, cache, noise)
-    results = core.run(conversations, ruleset, judges[0])
+    with progress_bar("deciding", len(conversations)) as advance:
+        results = core.run(conversations, ruleset, judges[0], partitions, lambda: advance(1))
     report = core.figures(results, ruleset)
     if other is not None:
-        after = core.run(conversations, other, judges[1])
+        after = core.run(conversations, other, judges[1], partitions)
         report["compare"] = {**core.figures(after, other), "changed": core.compare(results, after)}
     if swept is not None:
         text = (rules or DEFAULT_RULES).read_text(encoding="utf-8")
@@ -97,10 +116,41 @@ def backtest(
         for name, bound in limits
         if not _reaches(report, name, bound)
     ]
+    missed += [
+        f"{name} is {_figure(report, name)}, over {bound:g}" for name, bound in bounds if _over(report, name, bound)
+    ]
     for line in missed:
-        typer.echo(f"below the limit: {line}", err=True)
+        typer.echo(f"beyond the limit: {line}", err=True)
     if missed:
         raise typer.Exit(int(ExitStatus.NO))
+
+
+def _read(
+    source: str, begin: str, until: str, partitions: int, score_roles: frozenset[str]
+) -> tuple[list[Conversation], int]:
+    """Conversations of a file or a topic, and how many partitions share the storm guard's limits."""
+    from stream_sentiment.backtest.conversations import read_conversations
+    from stream_sentiment.backtest.topics import SCHEME, read_log
+
+    if source.startswith(SCHEME):
+        from stream_sentiment.events.routing import RoutingOptions
+        from stream_sentiment.kafka.log_slice import parse_point
+        from stream_sentiment.settings import load_settings
+
+        settings = load_settings()
+        intake = settings.intake
+        routing = RoutingOptions(
+            frozenset(intake.languages), intake.default_language, intake.max_text_chars, score_roles
+        )
+        points = parse_point(begin, "--from"), parse_point(until, "--until")
+        conversations, partitions = read_log(settings, source, *points, routing, progress_bar)
+    else:
+        if begin != "earliest" or until != "end":
+            raise ConfigurationError("--from and --until are for kafka://TOPIC; a file is read as a whole")
+        conversations = list(read_conversations(Path(source)))
+    if not conversations:
+        raise ConfigurationError(f"{source} holds no conversation")
+    return conversations, partitions
 
 
 def _judges(
@@ -116,13 +166,11 @@ def _judges(
         judges = [by_labels() for _ in rulesets]
     else:
         from stream_sentiment.scoring.corrections import Corrector
-        from stream_sentiment.scoring.scorer import OnnxScorer
         from stream_sentiment.settings import load_settings
+        from stream_sentiment.worker import load_scorer
 
-        settings = load_settings()
-        scorer = OnnxScorer.load(
-            model or settings.model.path, device=settings.model.device, token_budget=settings.model.token_budget
-        )
+        settings = load_settings(**({} if model is None else {"model": {"path": model, "stub": False}}))
+        scorer = load_scorer(settings)
         texts = [m.text for c in conversations for m in c.messages if m.text is not None]
         kept = ScoreCache(cache or _cache_path())
         with progress_bar("scoring", len(set(texts))) as advance:
@@ -140,15 +188,14 @@ def _cache_path() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "stream-sentiment" / "scores.sqlite"
 
 
-def _limit(text: str) -> tuple[str, float]:
+def _limit(text: str, known: tuple[str, ...] = ("precision", "recall", "f1")) -> tuple[str, float]:
     name, _, value = text.partition("=")
-    known = ("precision", "recall", "f1")
     try:
         if name not in known:
             raise ValueError(name)
         return name, float(value)
     except ValueError:
-        raise typer.BadParameter(f"{text!r}: write NAME=X with one of {', '.join(known)}, as recall=.6") from None
+        raise typer.BadParameter(f"{text!r}: write NAME=X with one of {', '.join(known)}, as {known[0]}=.6") from None
 
 
 def _reaches(report: dict[str, Any], name: str, bound: float) -> bool:
@@ -156,13 +203,25 @@ def _reaches(report: dict[str, Any], name: str, bound: float) -> bool:
     return value is not None and value >= bound
 
 
-def _print(report: dict[str, Any], source: Path) -> None:
+def _over(report: dict[str, Any], name: str, bound: float) -> bool:
+    value = _figure(report, name)
+    return value is None or value > bound
+
+
+def _figure(report: dict[str, Any], name: str) -> Any:
+    return report["total"][name] if name in report["total"] else report.get(name)
+
+
+def _print(report: dict[str, Any], source: str) -> None:
     console = Console()
     counts = f"{report['conversations']} conversations, {report['messages']} messages, {report['labelled']} labelled"
-    console.print(_table(f"{source.name}: {counts}", report))
+    console.print(_table(f"{source.rpartition('/')[2] or source}: {counts}", report))
     if report["overlap"]:
         pairs = ", ".join(f"{' + '.join(pair['rules'])} {pair['conversations']}" for pair in report["overlap"][:5])
         console.print(f"rules that speak in the same conversations: {pairs}")
+    storm = report["storm"]
+    if storm["suppressed"]:
+        console.print(f"storm guard: {storm['suppressed']} alert(s) held back in {storm['storms']} storm(s)")
     if "compare" in report:
         console.print(_table("with the other file", report["compare"]))
         changed = report["compare"]["changed"]

@@ -338,3 +338,24 @@ def test_partitions_share_the_limit_of_the_storm_guard(tmp_path: Path) -> None:
     path = write(tmp_path / "c.jsonl", [chat(f"c{i}", "nn", started_at="2026-01-01T10:00:00Z") for i in range(40)])
     results = run(read_conversations(path), rules, by_labels(), partitions=2)
     assert figures(results, rules)["storm"] == {"suppressed": 38, "storms": 2, "applies_to": 40}
+
+
+def test_a_figure_above_its_limit_fails_the_command(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.jsonl", LABELLED)
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(RULES)
+    command = ["backtest", str(path), "--labels", "--rules", str(rules)]
+    assert CliRunner().invoke(app, [*command, "--fail-over", "false_alarm_rate=.6"]).exit_code == 0
+    over = CliRunner().invoke(
+        app, [*command, "--fail-over", "false_alarm_rate=.4", "--fail-over", "alerts_per_1000=1000"]
+    )
+    assert over.exit_code == 1
+    assert "false_alarm_rate is 0.5, over 0.4" in over.output
+    assert "alerts_per_1000" not in over.output.split("beyond")[-1]
+    assert CliRunner().invoke(app, [*command, "--fail-over", "recall=.4"]).exit_code == 2
+
+
+def test_a_range_is_for_topics_only(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.jsonl", LABELLED)
+    done = CliRunner().invoke(app, ["backtest", str(path), "--labels", "--from", "17"])
+    assert isinstance(done.exception, ConfigurationError)
