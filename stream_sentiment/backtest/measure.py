@@ -106,7 +106,7 @@ def _add(tally: Tally, conversation: Conversation, alerts: list[int]) -> None:
     first = alerts[0]
     if first < label.earliest:
         tally.early += 1
-    elif label.by is None or first <= last_good_index(conversation, label.by):
+    elif is_timely(conversation, first):
         tally.timely += 1
     if label.by is not None:
         customers = [i for i, message in enumerate(conversation.messages) if message.by_customer]
@@ -116,6 +116,14 @@ def _add(tally: Tally, conversation: Conversation, alerts: list[int]) -> None:
         then, now = conversation.messages[label.by].turn, conversation.messages[first].turn
         if then is not None and now is not None:
             tally.lead_seconds.append((then.at_ms - now.at_ms) / 1000)
+
+
+def is_timely(conversation: Conversation, index: int) -> bool:
+    """Whether a first alert at this message is in time; False for a conversation that should not escalate."""
+    label = conversation.label
+    if label is None or not label.escalate or index < label.earliest:
+        return False
+    return label.by is None or index <= last_good_index(conversation, label.by)
 
 
 def last_good_index(conversation: Conversation, by: int) -> int:

@@ -14,9 +14,10 @@ from typing import Any
 import orjson
 import yaml
 
+from stream_sentiment.backtest.choose import holds_int, wilson
 from stream_sentiment.backtest.conversations import Conversation
 from stream_sentiment.backtest.decide import Decision, Judge, decide
-from stream_sentiment.backtest.measure import measure
+from stream_sentiment.backtest.measure import is_timely, measure
 from stream_sentiment.backtest.storm import guard_results
 from stream_sentiment.errors import ConfigurationError
 from stream_sentiment.escalation.rules import RuleSet, parse_rules, set_path
@@ -52,6 +53,7 @@ def figures(results: Results, rules: RuleSet) -> dict[str, Any]:
         overlap.update((a, b) for i, a in enumerate(spoke) for b in spoke[i + 1 :])
     report["overlap"] = [{"rules": list(pair), "conversations": n} for pair, n in overlap.most_common()]
     report["rules_version"] = rules.version
+    report["intervals"] = _intervals(results)
     marked = [d.transition for _, decisions in results for d in decisions if d.transition.storm_id is not None]
     report["storm"] = {
         "suppressed": sum(t.action == "opened" for t in marked),
@@ -59,6 +61,29 @@ def figures(results: Results, rules: RuleSet) -> dict[str, Any]:
         "applies_to": sum(conversation.timed for conversation, _ in results),
     }
     return report
+
+
+def _intervals(results: Results) -> dict[str, Any]:
+    """95 % intervals of the total's shares over conversations; None without labels."""
+    timely = right = false = should = should_not = 0
+    for conversation, decisions in results:
+        label = conversation.label
+        if label is None:
+            continue
+        opened = [d.message_index for d in decisions if d.transition.action == "opened"]
+        if label.escalate:
+            should += 1
+            right += bool(opened)
+            timely += bool(opened) and is_timely(conversation, opened[0])
+        else:
+            should_not += 1
+            false += bool(opened)
+    shares = {
+        "recall": wilson(timely, should),
+        "false_alarm_rate": wilson(false, should_not),
+        "precision": wilson(right, right + false),
+    }
+    return {name: None if found is None else [round(end, 4) for end in found] for name, found in shares.items()}
 
 
 def alerts_of(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
@@ -84,7 +109,7 @@ def write_decisions(results: Results, path: Path) -> None:
             out.write(orjson.dumps({"id": conversation.id, "alerts": alerts_of(decisions)}) + b"\n")
 
 
-def parse_sweep(text: str) -> tuple[str, list[float]]:
+def parse_sweep(text: str, option: str = "--sweep") -> tuple[str, list[float]]:
     """`PATH=a..b` (eleven values) or `PATH=a..b/n`; the path as in an override."""
     path, _, span = text.partition("=")
     span, _, steps = span.partition("/")
@@ -95,7 +120,7 @@ def parse_sweep(text: str) -> tuple[str, list[float]]:
         first, last, count = 0.0, 0.0, 0
     if not path or not dots or count < 2:
         raise ConfigurationError(
-            f"--sweep {text!r}: write PATH=a..b, as in rules.sustained-negative.when.rolling_score.open=-0.5..-0.1"
+            f"{option} {text!r}: write PATH=a..b, as in rules.sustained-negative.when.rolling_score.open=-0.5..-0.1"
         )
     return path, [round(first + (last - first) * i / (count - 1), 6) for i in range(count)]
 
@@ -114,7 +139,7 @@ def sweep(
     for value in values:
         changed = deepcopy(raw)
         try:
-            set_path(changed, path, int(value) if value.is_integer() and _holds_int(raw, path) else value)
+            set_path(changed, path, int(value) if value.is_integer() and holds_int(path) else value)
             rules = parse_rules(yaml.safe_dump(changed, allow_unicode=True))
         except ConfigurationError as error:
             rows.append({"value": value, "error": str(error).splitlines()[-1].strip()})
@@ -125,18 +150,6 @@ def sweep(
     if all("error" in row for row in rows):
         raise ConfigurationError(f"--sweep {path}: no value is accepted: {rows[0]['error']}")
     return rows
-
-
-def _holds_int(raw: Any, path: str) -> bool:
-    return path.rsplit(".", 1)[-1] in {
-        "length",
-        "at_least",
-        "min_customer_messages",
-        "for_messages",
-        "close_for_messages",
-        "skip_first_messages",
-        "window",
-    }
 
 
 def compare(before: Results, after: Results) -> list[dict[str, Any]]:

@@ -8,27 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
+from stream_sentiment.cli.backtest_tables import print_report
 from stream_sentiment.cli.progress import progress_bar
 from stream_sentiment.errors import ConfigurationError, ExitStatus
 
 if TYPE_CHECKING:
     from stream_sentiment.backtest.conversations import Conversation
-
-HEADINGS = ("n", "conv", "prec", "rec", "early", "false", "lead", "open2")
-COLUMNS = (
-    "alerts",
-    "conversations",
-    "precision",
-    "recall",
-    "early",
-    "false_alarm_rate",
-    "median_lead_turns",
-    "reopen_rate",
-)
+    from stream_sentiment.backtest.decide import Judge
 
 
 def backtest(
@@ -46,6 +33,15 @@ def backtest(
         str | None,
         typer.Option(metavar="PATH=a..b[/n]", help="Figures for n values (11) of one number of the rule file."),
     ] = None,
+    choose: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH=a..b[/n]", help="Choose these numbers on labels, in folds; repeat for several."),
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, max=50, help="Of --choose.")] = 5,
+    shuffles: Annotated[int, typer.Option(min=1, max=500, help="Of --choose: how often the folds are dealt.")] = 20,
+    max_false_alarms: Annotated[
+        float, typer.Option(min=0, max=1, help="Of --choose: the false-alarm rate that must not be exceeded.")
+    ] = 0.10,
     noise: Annotated[float, typer.Option(min=0, max=1, help="Flip this share of the scores.")] = 0.0,
     labels: Annotated[
         bool, typer.Option("--labels", help="Use the file's own labels instead of the model: the ceiling.")
@@ -90,6 +86,7 @@ def backtest(
     limits = [_limit(text) for text in fail_under or ()]
     bounds = [_limit(text, ("false_alarm_rate", "early", "alerts_per_1000")) for text in fail_over or ()]
     swept = core.parse_sweep(sweep) if sweep is not None else None
+    varied = [core.parse_sweep(text, "--choose") for text in choose or ()]
     ruleset = load_rules(rules)
     other = load_rules(compare) if compare is not None else None
     conversations, partitions = _read(source, begin, until, partitions, ruleset.options.score_roles)
@@ -105,12 +102,14 @@ def backtest(
         with progress_bar("sweeping", len(swept[1])) as advance:
             rows = core.sweep(conversations, text, *swept, judges[0], lambda: advance(1))
         report["sweep"] = {"path": swept[0], "rows": rows}
+    if varied:
+        report["choose"] = _chosen(conversations, rules, varied, judges[0], max_false_alarms, folds, shuffles)
     if output is not None:
         _write(output, report, results)
     if as_json:
         typer.echo(orjson.dumps(report).decode())
     else:
-        _print(report, source)
+        print_report(report, source)
     missed = [
         f"{name} is {report['total'].get(name)}, not {bound:g}"
         for name, bound in limits
@@ -123,6 +122,33 @@ def backtest(
         typer.echo(f"beyond the limit: {line}", err=True)
     if missed:
         raise typer.Exit(int(ExitStatus.NO))
+
+
+def _chosen(
+    conversations: list[Conversation],
+    rules: Path | None,
+    varied: list[tuple[str, list[float]]],
+    judge: Judge,
+    max_false_alarms: float,
+    folds: int,
+    shuffles: int,
+) -> dict[str, Any]:
+    from stream_sentiment.backtest.choose import choose, combinations_of
+    from stream_sentiment.escalation.rules import DEFAULT_RULES
+
+    text = (rules or DEFAULT_RULES).read_text(encoding="utf-8")
+    with progress_bar("choosing", len(combinations_of(varied))) as advance:
+        choice = choose(
+            conversations,
+            text,
+            varied,
+            judge,
+            max_false_alarms=max_false_alarms,
+            folds=folds,
+            shuffles=shuffles,
+            progress=lambda: advance(1),
+        )
+    return choice.as_dict()
 
 
 def _read(
@@ -210,53 +236,6 @@ def _over(report: dict[str, Any], name: str, bound: float) -> bool:
 
 def _figure(report: dict[str, Any], name: str) -> Any:
     return report["total"][name] if name in report["total"] else report.get(name)
-
-
-def _print(report: dict[str, Any], source: str) -> None:
-    console = Console()
-    counts = f"{report['conversations']} conversations, {report['messages']} messages, {report['labelled']} labelled"
-    console.print(_table(f"{source.rpartition('/')[2] or source}: {counts}", report))
-    if report["overlap"]:
-        pairs = ", ".join(f"{' + '.join(pair['rules'])} {pair['conversations']}" for pair in report["overlap"][:5])
-        console.print(f"rules that speak in the same conversations: {pairs}")
-    storm = report["storm"]
-    if storm["suppressed"]:
-        console.print(f"storm guard: {storm['suppressed']} alert(s) held back in {storm['storms']} storm(s)")
-    if "compare" in report:
-        console.print(_table("with the other file", report["compare"]))
-        changed = report["compare"]["changed"]
-        console.print(f"{len(changed)} conversation(s) would change")
-        for row in changed[:20]:
-            wanted = {True: "should escalate", False: "should not", None: ""}[row["escalate"]]
-            console.print(f"  {row['id']} {wanted}: {_said(row['before'])} -> {_said(row['after'])}")
-    if "sweep" in report:
-        table = Table(title=report["sweep"]["path"], box=SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
-        for heading in ("value", *HEADINGS):
-            table.add_column(heading, justify="right", no_wrap=True, min_width=5)
-        for row in report["sweep"]["rows"]:
-            cells = [_number(row.get(name)) for name in COLUMNS]
-            table.add_row(f"{row['value']:g}", *(cells if "error" not in row else [row["error"]]))
-        console.print(table)
-
-
-def _said(alerts: list[list[Any]]) -> str:
-    return (
-        ", ".join(f"{action} {rule} ({severity}) at {index}" for action, rule, severity, index in alerts) or "nothing"
-    )
-
-
-def _table(title: str, report: dict[str, Any]) -> Table:
-    table = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
-    table.add_column("rule", no_wrap=True, max_width=24)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True, min_width=5)
-    for name, figures in [*report["rules"].items(), ("total", report["total"])]:
-        table.add_row(name, *(_number(figures[column]) for column in COLUMNS))
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
 def _write(folder: Path, report: dict[str, Any], results: Any) -> None:
