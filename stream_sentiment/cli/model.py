@@ -193,7 +193,13 @@ def quantize(
         raise typer.Exit(int(ExitStatus.NO))
 
 
-for _command in (model_measure.evaluate, model_measure.corrections, model_measure.fairness):
+for _command in (
+    model_measure.evaluate,
+    model_measure.corrections,
+    model_measure.fairness,
+    model_measure.leaderboard,
+    model_measure.crossval,
+):
     app.command()(_command)
 
 

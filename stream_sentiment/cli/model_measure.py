@@ -133,6 +133,77 @@ def fairness(
     typer.echo(json.dumps(report, ensure_ascii=False) if as_json else "\n".join(lines))
 
 
+def leaderboard(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    data_root: Annotated[Path, typer.Option(metavar="DIR", help="Folder with service, dev, test_public, train.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write leaderboard.json and leaderboard.md here.")
+    ] = None,
+    baselines: Annotated[bool, typer.Option(help="Fit and measure the lexicon and n-gram baselines.")] = True,
+    folds: Annotated[
+        bool, typer.Option("--folds", help="Also fine-tune on the split by dialogue, which takes minutes a fold.")
+    ] = False,
+    page: PageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a bundle beside baselines computed here, floors, bars and published figures, on dev and public tests.
+
+    Example: `stream-sentiment model leaderboard models/service-zh-en-6x384 --data-root data --page docs/leaderboard.md`
+    """
+    needs_train_extra()
+    from stream_sentiment.scoring.scorer import OnnxScorer
+    from stream_sentiment.training import leaderboard as board
+    from stream_sentiment.training.crossval import crossval as in_folds
+    from stream_sentiment.training.pages import write_block
+
+    scorer = OnnxScorer.load(bundle, device="cpu")
+    with bar("measuring") as update:
+        result = board.leaderboard(scorer, data_root, baselines=baselines, progress=lambda what: update(0, 0, what))
+        plan = board.definition()["folds"]
+        split = None
+        if folds and (data_root / plan["file"]).is_file():
+            split = in_folds(bundle, data_root / plan["file"], group=plan["group"], head=plan["head"], progress=update)
+            result["folds"] = split
+    about = f"{scorer.info.name} {scorer.info.version}, {scorer.info.precision}, sha256 {scorer.info.sha256[:12]}."
+    lines = [about, "", *board.markdown(result, split)]
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "leaderboard.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        (out / "leaderboard.md").write_text("\n".join(["# Leaderboard", "", *lines]) + "\n", "utf-8")
+    if page is not None:
+        write_block(page, "leaderboard", lines)
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
+
+
+def crossval(
+    start: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle with weights, or run directory.")],
+    data: Annotated[Path, typer.Option("--data", "-d", metavar="FILE", help="Labelled rows that name their group.")],
+    group: Annotated[str, typer.Option(help="Field of what must not be split.")] = "conversation_id",
+    head: Annotated[str, typer.Option(help="polarity or emotion.")] = "polarity",
+    folds: Annotated[int, typer.Option(min=2, max=50, help="Parts; each is predicted by a model of the others.")] = 5,
+    passes: Annotated[float, typer.Option(min=0.1, help="How often each row is shown.")] = 3.0,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="CPU threads.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what fine-tuning on these rows would reach: trained and tested in folds that never split a conversation.
+
+    Example: `stream-sentiment model crossval models/service-zh-en-6x384 --data turns.jsonl --group conversation_id`
+    """
+    needs_train_extra()
+    from stream_sentiment.training.crossval import crossval as in_folds
+
+    with bar("folds") as update:
+        result = in_folds(
+            start, data, group=group, head=head, folds=folds, passes=passes, threads=threads, progress=update
+        )
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    typer.echo(f"{data.name}: {result['rows']} rows, {result['groups']} groups, {folds} folds, {head} macro-F1 in %")
+    for name in ("before", "n-grams", "this model"):
+        typer.echo(f"  {'fine-tuned' if name == 'this model' else name:12s} {result[name]:5.1f}")
+
+
 def _print_report(name: str, result: dict[str, Any]) -> None:
     typer.echo(f"{name}: {result['rows']} rows")
     for head in ("polarity", "emotion"):
