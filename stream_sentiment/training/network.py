@@ -76,10 +76,19 @@ class NetworkConfig:
 
 
 class Linear(nn.Linear):
-    """A linear layer whose fp32 master weights are cast to the type of its input."""
+    """A linear layer whose fp32 master weights are cast to the type of its input.
+
+    With `input_range` set it computes what the int8 graph will compute, rounding included, with gradients as if nothing were
+    rounded (straight-through estimator, Bengio et al. 2013; Jacob et al. 2018).
+    """
+
+    input_range: tuple[float, float] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
+        weight = self.weight
+        if self.input_range is not None:
+            input, weight = fake_quantise(input, *self.input_range), fake_quantise_rows(weight)
+        return F.linear(input, weight.to(input.dtype), self.bias.to(input.dtype))
 
 
 class Layer(nn.Module):
@@ -95,6 +104,7 @@ class Layer(nn.Module):
         self.down = Linear(inner, hidden)
         self.output_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.num_heads = config.num_heads
+        self.dropout = 0.0  # of both residual branches; 0 on a CPU, whose random numbers cost more than the matrix products
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: batch x length x hidden; mask: batch x 1 x 1 x length, 0 for tokens and -1e4 for padding."""
@@ -102,10 +112,19 @@ class Layer(nn.Module):
         size = hidden // self.num_heads
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, size).permute(2, 0, 3, 1, 4)
         query, key, value = qkv[0], qkv[1], qkv[2]
+        if x.is_cuda:
+            context = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
+            return self._rest(x, context.reshape(batch, length, hidden))
         weights = (torch.matmul(query * (1.0 / math.sqrt(size)), key.transpose(-1, -2)) + mask).softmax(-1)
-        context = torch.matmul(weights, value).transpose(1, 2).reshape(batch, length, hidden)
-        x = _norm(self.attention_norm, x + self.attention_out(context))
-        return _norm(self.output_norm, x + self.down(F.gelu(self.up(x))))
+        context = torch.matmul(weights, value).transpose(1, 2)
+        return self._rest(x, context.reshape(batch, length, hidden))
+
+    def _rest(self, x: Tensor, context: Tensor) -> Tensor:
+        x = _norm(self.attention_norm, x + self._drop(self.attention_out(context)))
+        return _norm(self.output_norm, x + self._drop(self.down(F.gelu(self.up(x)))))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 class SentimentNetwork(nn.Module):
@@ -143,6 +162,11 @@ class SentimentNetwork(nn.Module):
 
     def encode(self, words: Tensor, lengths: Tensor) -> Tensor:
         """The same from word vectors, batch x length x hidden; the part that `torch.compile` takes."""
+        hidden, keep = self.hidden(words, lengths)
+        return pool(hidden, keep, lengths)
+
+    def hidden(self, words: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Token vectors of the last layer, batch x length x hidden in `compute_dtype`, and which of them are real."""
         length = words.shape[1]
         dtype = self.compute_dtype
         x = _norm(self.embedding_norm, (words + self.positions[:length]).to(dtype))
@@ -151,7 +175,7 @@ class SentimentNetwork(nn.Module):
         mask = mask.masked_fill(~keep[:, None, None], -1e4)
         for layer in self.layers:
             x = layer(x, mask)
-        return torch.einsum("blh,bl->bh", x.float(), keep.float()) / lengths[:, None]
+        return x, keep
 
     def forward(self, ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """Logits by head name: batch x width, fp32."""
@@ -190,6 +214,38 @@ class SentimentNetwork(nn.Module):
         if self.wide is not None:
             skip.add(id(self.wide.weight))
         return [p for p in self.parameters() if id(p) not in skip]
+
+
+    @property
+    def quantised(self) -> bool:
+        """Whether `set_quantisation` is in force."""
+        return any(isinstance(m, Linear) and m.input_range is not None for m in self.modules())
+
+    def set_quantisation(self, ranges: Mapping[str, tuple[float, float]] | None) -> None:
+        """Compute as the int8 graph with these input ranges would (`quantize.activation_ranges`); None: as the fp32 graph."""
+        for name, module in self.named_modules():
+            if isinstance(module, Linear):
+                module.input_range = None if ranges is None else ranges[name]
+
+
+def pool(hidden: Tensor, keep: Tensor, lengths: Tensor) -> Tensor:
+    """Mean of the real token vectors: batch x hidden, fp32."""
+    return torch.einsum("blh,bl->bh", hidden.float(), keep.float()) / lengths[:, None]
+
+
+def fake_quantise(x: Tensor, low: float, high: float) -> Tensor:
+    """x rounded to the 256 levels of a uint8 with this range; the gradient passes where x lies inside it."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / 255.0
+    zero = round(-low / scale)
+    clipped = x.clamp((0 - zero) * scale, (255 - zero) * scale)
+    return clipped + ((clipped / scale).round() * scale - clipped).detach()
+
+
+def fake_quantise_rows(weight: Tensor) -> Tensor:
+    """Every row (output of a linear layer, vector of a word) rounded to the 255 levels of its own symmetric int8."""
+    scale = weight.detach().abs().amax(dim=-1, keepdim=True).clamp_min(1e-8) / 127.0
+    return weight + ((weight / scale).round() * scale - weight).detach()
 
 
 def ngrams(ids: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,10 +39,12 @@ def activation_ranges(
         if isinstance(module, Linear)
     ]
     before, network.compute_dtype = network.compute_dtype, torch.float32
+    device = network.words.weight.device
     try:
         with torch.no_grad():
             for group in _equal_lengths(ids, batch):
-                network.pooled(torch.from_numpy(pad(group)), torch.tensor([len(x) for x in group]))
+                padded = torch.from_numpy(pad(group)).to(device)
+                network.pooled(padded, torch.tensor([len(x) for x in group], device=device))
     finally:
         network.compute_dtype = before
         for handle in handles:
