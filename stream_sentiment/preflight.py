@@ -188,9 +188,10 @@ def _redis(settings: Settings, timeout: float) -> Iterator[Finding]:
     finally:
         store.close()
     for report in reports:
-        yield Finding(
-            Level.OK, "redis", f"{url}: version {report.version or 'unknown'}, {report.policy or 'policy unknown'}"
-        )
+        message = f"{url}: version {report.version or 'unknown'}, {report.policy or 'policy unknown'}"
+        if report.append_only and report.load_truncated is None:
+            message += ", aof-load-truncated unknown (this user may not run CONFIG GET; it should be no)"
+        yield Finding(Level.OK, "redis", message)
         for found in report.findings:
             level = Level.FAIL if found.severity == "problem" else Level.WARN
             yield Finding(level, "redis", found.message, found.remedy)

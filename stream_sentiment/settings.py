@@ -201,7 +201,10 @@ class TopicSettings(_Section):
 class RedisSettings(_Section):
     """Where conversation state, watermarks and the outbox live. The server must run with maxmemory-policy noeviction."""
 
-    url: SecretStr = Field(SecretStr("redis://localhost:6379/0"), description="redis://, rediss:// or unix://")
+    url: SecretStr = Field(
+        SecretStr("redis://localhost:6379/0"),
+        description="redis://, rediss:// (TLS), unix://, redis+sentinel://host:26379,host:26379/master-name/0 or rediss+sentinel://",
+    )
     cluster: bool = Field(False, description="true when the URL leads to a Redis Cluster")
     prefix: str = Field("ss", pattern=r"^[A-Za-z0-9._:-]{1,40}$", description="first part of every key")
     timeout: Duration = Field(
@@ -210,6 +213,9 @@ class RedisSettings(_Section):
         le=timedelta(seconds=30),
         description="of one call",
     )
+    ssl_ca_location: Path | None = Field(None, description="PEM file of the certificate authority; unset: the system's")
+    ssl_certificate_location: Path | None = Field(None, description="PEM file of the client certificate")
+    ssl_key_location: Path | None = Field(None, description="PEM file of the client key")
     missing_watermark: MissingWatermarkPolicy = Field(
         MissingWatermarkPolicy.FAIL,
         description="Redis has no watermark though the group has commits: fail; continue from the commit with empty state; "
@@ -219,6 +225,18 @@ class RedisSettings(_Section):
         False,
         description="start even though a topic's partition count changed (state of moved keys is stranded)",
     )
+
+    @model_validator(mode="after")
+    def _tls_files_go_with_tls(self) -> Self:
+        given = [name for name in ("ca", "certificate", "key") if getattr(self, f"ssl_{name}_location") is not None]
+        scheme = self.url.get_secret_value().partition(":")[0]
+        if given and not scheme.startswith("rediss"):
+            raise ValueError(
+                f"ssl_{given[0]}_location is set and url is {scheme}://, which is not encrypted; use rediss://"
+            )
+        if (self.ssl_certificate_location is None) != (self.ssl_key_location is None):
+            raise ValueError("ssl_certificate_location and ssl_key_location go together")
+        return self
 
 
 class ModelSettings(_Section):

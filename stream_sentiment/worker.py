@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Producer
@@ -104,9 +105,16 @@ def open_store(
         state_ttl_ms=state_ttl_ms,
         connect_timeout=timeout,
         socket_timeout=timeout,
+        ssl_ca_certs=_path(redis.ssl_ca_location),
+        ssl_certfile=_path(redis.ssl_certificate_location),
+        ssl_keyfile=_path(redis.ssl_key_location),
         clock=clock,
         on_fault=on_fault,
     )
+
+
+def _path(file: Path | None) -> str | None:
+    return None if file is None else str(file)
 
 
 class Worker:

@@ -115,7 +115,8 @@ def load_bundle(path: Path, precision: str = "int8") -> Bundle:
         variants = manifest["precisions"]
         if precision not in variants:
             raise ConfigurationError(
-                f"{file}: there is no {precision} variant, only {', '.join(sorted(variants))}; set STREAM_SENTIMENT_MODEL__PRECISION"
+                f"{file}: there is no {precision} variant, only {', '.join(sorted(variants))}; "
+                "export the model with one, or set STREAM_SENTIMENT_MODEL__DEVICE=cpu"
             )
         model_name = variants[precision]["file"]
         heads = tuple(_head(entry) for entry in manifest["heads"])

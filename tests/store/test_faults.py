@@ -311,9 +311,16 @@ def test_describe_names_every_condition_that_does_not_hold_with_its_remedy(
         assert findings["maxmemory-policy"].severity == "problem"
         assert findings["maxmemory-policy"].remedy == "CONFIG SET maxmemory-policy noeviction, and in redis.conf"
         assert findings["appendonly"].severity == "warning"
+        admin.config_set("appendonly", "yes")
+        admin.config_set("aof-load-truncated", "yes")
+        _, torn = store.describe()[0].findings
+        assert torn.severity == "warning"
+        assert torn.message.startswith("aof-load-truncated is yes")
+        assert torn.remedy.startswith("aof-load-truncated no in redis.conf")
     finally:
         admin.config_set("maxmemory-policy", "noeviction")
         admin.config_set("appendonly", "yes")
+        admin.config_set("aof-load-truncated", "no")
         admin.close()
 
 
