@@ -97,6 +97,15 @@ def test_a_runbook_has_all_its_parts_and_queries_that_exist(name: str):
     assert [found for query in queries for found in mistakes(query)] == []
 
 
+@pytest.mark.parametrize("name", ALERT_NAMES)
+def test_a_runbook_was_followed_in_a_drill_that_exists(name: str):
+    page = (RUNBOOKS / f"{name}.md").read_text()
+    drill = page[page.index("## Drill") :]
+    ((file, test),) = set(re.findall(r"^pytest (\S+)::(\w+)$", drill, re.MULTILINE))
+    body = (ROOT / file).read_text().partition(f"\ndef {test}(")[2].partition("\ndef ")[0]
+    assert name in body  # it asks for this alert
+
+
 @needs_promtool
 def test_the_queries_in_the_runbooks_parse(tmp_path: Path):
     queries = [

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import orjson
+import yaml
 from confluent_kafka import Producer
 
 from stream_sentiment.local_process import LocalProcess, free_port
@@ -27,7 +28,7 @@ from stream_sentiment.testing.events import SCRIPTS, encode, record_key, timesta
 from stream_sentiment.testing.mock_kafka import ApiKey, MockKafka
 from stream_sentiment.testing.redis import RedisServer
 from stream_sentiment.testing.worker import WorkerProcess
-from tests.deploy.promql import alerts, rules
+from tests.deploy.promql import PROMETHEUS, ROOT, alerts, rules
 
 PARTITIONS = 4
 TOPICS = {
@@ -39,28 +40,53 @@ TOPICS = {
     "sentiment.dlq": 1,
 }
 
+#: What `faulty_worker.py` can be told.
+FAULTS = ("sleep", "delay", "slow", "stuck", "fail", "break", "angry")
+
 Sample = tuple[dict[str, str], float]
 
 
 def compressed(query: str) -> str:
-    """The query with its windows in seconds instead of minutes and hours, and thresholds in seconds a twentieth."""
+    """The query with its windows in seconds instead of minutes and hours, and thresholds in seconds a twentieth or less."""
 
     def window(found: re.Match[str]) -> str:
         seconds = int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[found[2]]
-        return f"[{max(4, min(20, seconds // 60))}s]"
+        # A week is compared with an hour: it has to stay the longer one.
+        return "[60s]" if found[2] == "w" else f"[{max(4, min(20, seconds // 60))}s]"
 
     query = re.sub(r"\[(\d+)([smhdw])\]", window, query)
+    query = query.replace("1800 * stream", "30 * stream")
     return re.sub(r"(_seconds[^<>]*?) > (60|120|300)\b", lambda found: f"{found[1]} > {int(found[2]) // 20}", query)
 
 
-def alert_expression(name: str, severity: str | None = None) -> str:
-    """The shipped expression of an alert."""
-    (rule, *_) = [r for r in alerts() if r["alert"] == name and severity in (None, r["labels"]["severity"])]
+def alert_expression(name: str, label: str | None = None) -> str:
+    """The shipped expression of an alert; of several with this name the one with this value of a label."""
+    (rule, *_) = [r for r in alerts() if r["alert"] == name and label in (None, *r["labels"].values())]
     return str(rule["expr"])
 
 
+def recorded_alert_query(name: str) -> str:
+    """The compressed expression, on what the compressed recording rules make (`running(compress_rules=True)`)."""
+    alert, _, label = name.partition(":")
+    return compressed(alert_expression(alert, label or None))
+
+
+def compressed_rules(directory: Path) -> list[Path]:
+    """Copies of the recording and objective rules with their windows compressed."""
+    files = []
+    for name in ("recording.yml", "slo.yml"):
+        content = yaml.safe_load((PROMETHEUS / "rules" / name).read_text())
+        for group in content["groups"]:
+            for rule in group["rules"]:
+                rule["expr"] = compressed(rule["expr"])
+                rule.pop("for", None)
+        files.append(directory / name)
+        files[-1].write_text(yaml.safe_dump(content))
+    return files
+
+
 def alert_query(name: str) -> str:
-    """The compressed expression; `DlqRatio:page` is the rule of that severity. Recorded ratios are computed in place, compressed."""
+    """The compressed expression; `DlqRatio:page` is the rule with that value of a label. Recorded ratios are put in its place."""
     alert, _, severity = name.partition(":")
     query = alert_expression(alert, severity or None)
     for rule in rules():
@@ -207,7 +233,40 @@ class Stack:
             "model.drift_minimum": "30",
             "rules.path": str(Path(__file__).with_name("rules.yaml")),
             "worker.stall_timeout": "5s",
+            "worker.drain_timeout": "3s",
         }
+
+    def add_faulty_worker(self) -> WorkerProcess:
+        """A worker whose model misbehaves as the files in `directory` say (`faulty_worker.py`)."""
+        code = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+            f"from tests.drills.faulty_worker import main; main({str(self.directory)!r})"
+        )
+        name = f"worker-{len(self.workers) + 1}"
+        worker = WorkerProcess(self.settings, directory=self.directory, name=name, program=("-c", code))
+        worker.start()
+        self.workers.append(worker)
+        self.retarget()
+        return worker
+
+    def remove_worker(self, worker: WorkerProcess) -> None:
+        """End it gracefully if it runs, and scrape it no more."""
+        if worker.running:
+            worker.sigterm()
+            worker.wait_exit(60)
+        self.workers.remove(worker)
+        self.retarget()
+
+    def fault(self, name: str, value: str = "") -> None:
+        """Let the model misbehave."""
+        (self.directory / name).write_text(value)
+
+    def faults(self) -> list[str]:
+        """What misbehaves now."""
+        return [name for name in FAULTS if (self.directory / name).exists()]
+
+    def mend(self, name: str) -> None:
+        (self.directory / name).unlink()
 
     def add_worker(self, **more: str) -> WorkerProcess:
         settings = {**self.settings, **{name.replace("__", "."): value for name, value in more.items()}}
@@ -273,14 +332,16 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running(directory: Path, rules: Sequence[Path] = (), **redis_options: Any) -> Iterator[Stack]:
+def running(
+    directory: Path, rules: Sequence[Path] = (), *, compress_rules: bool = False, **redis_options: Any
+) -> Iterator[Stack]:
     """A stack without workers and without load; ends everything it started."""
     if shutil.which("prometheus") is None:
         import pytest
 
         pytest.skip("prometheus is not installed (Debian package prometheus)")
     with MockKafka(TOPICS) as kafka, RedisServer(**redis_options) as redis:
-        prometheus = Prometheus(directory, rules)
+        prometheus = Prometheus(directory, [*rules, *(compressed_rules(directory) if compress_rules else ())])
         stack = Stack(directory, kafka, redis, prometheus)
         try:
             prometheus.start()

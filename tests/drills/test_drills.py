@@ -5,12 +5,9 @@ One system for all of them, as a night on call has one. Windows are in seconds (
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,44 +17,12 @@ from stream_sentiment.store.keys import TopicPartition
 from stream_sentiment.store.redis import StateStore
 from stream_sentiment.testing.events import chat_message
 from stream_sentiment.testing.mock_kafka import ApiKey
-from stream_sentiment.testing.worker import WorkerProcess
-from tests.deploy.promql import PROMETHEUS, ROOT
-from tests.drills.stack import Stack, alert_query, events_of, running
+from tests.drills.stack import Stack, alert_query, events_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.redis]
+pytestmark = [pytest.mark.slow, pytest.mark.redis, pytest.mark.usefixtures("quiet")]
 
 TOPIC_AUTHORIZATION_FAILED = 29
 GROUP_AUTHORIZATION_FAILED = 30
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    directory = tmp_path_factory.mktemp("drill")
-    rules = [PROMETHEUS / "rules/recording.yml"]
-    with running(directory, rules, appendonly="always") as made:
-        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.drills.faulty_worker import main; main({str(directory)!r})"
-        worker = WorkerProcess(made.settings, directory=directory, name="worker-1", program=("-c", code))
-        worker.start()
-        made.workers.append(worker)
-        made.retarget()
-        worker.wait_ready(90)
-        made.load.start()
-        made.until_caught_up()
-        yield made
-        kept = os.environ.get("STREAM_SENTIMENT_TEST_DRILL_LOG")
-        if kept:
-            Path(kept).write_text("\n".join(made.timeline).strip() + "\n", encoding="utf-8")
-
-
-@pytest.fixture(autouse=True)
-def quiet(stack: Stack, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each drill begins and ends with a system that keeps up."""
-    stack.until_caught_up()
-    stack.begin(request.node.name.removeprefix("test_").replace("_", " "))
-    yield
-    stack.until_caught_up()
-    assert stack.workers[0].running
-    stack.note("no lag")
 
 
 def test_redis_killed_and_started_again(stack: Stack):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from stream_sentiment.testing.consume import read_topic
 from tests.deploy.promql import PROMETHEUS, ROOT, alerts
 from tests.drills.stack import Stack, running
 
@@ -101,6 +102,15 @@ def test_every_record_read_has_one_outcome_once_the_system_rests(stack: Stack):
     # The watermark's gauge follows once a commit interval.
     stack.until(lambda: counts()[0] == stack.value("stream_sentiment_watermark_offset"), 30, "a watermark at the end")
     assert stack.value('stream_sentiment_events_total{outcome="dead_lettered"}') == 1
+
+
+@pytest.mark.parametrize("topic", ["sentiment.scored", "conversation.state", "escalation.events", "sentiment.dlq"])
+def test_as_many_records_are_counted_as_acknowledged_as_the_topic_holds(stack: Stack, topic: str):
+    held = len(read_topic(stack.kafka.bootstrap_servers, topic))
+    assert held > 0
+    stack.until(
+        lambda: stack.value(f'stream_sentiment_produce_total{{topic="{topic}", result="ack"}}') == held, 30, str(held)
+    )
 
 
 def test_a_revoked_partition_leaves_the_scrape_of_its_old_owner(stack: Stack):
