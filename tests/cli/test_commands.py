@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -18,16 +21,31 @@ from tests.integration.road import Road
 def every_command() -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
 
-    def walk(command: object, path: tuple[str, ...]) -> None:
-        children = getattr(command, "commands", None)
-        if children is None:
+    def walk(command: Any, path: tuple[str, ...]) -> None:
+        if not hasattr(command, "commands"):
             found.append(path)
             return
-        for name, child in children.items():
-            walk(child, (*path, name))
+        for name in command.list_commands(None):
+            walk(command.get_command(None, name), (*path, name))
 
     walk(typer.main.get_command(app), ())
     return sorted(found)
+
+
+def test_a_command_imports_what_it_needs_and_no_more() -> None:
+    """All modules of all commands take half a second."""
+    program = (
+        "import sys; from stream_sentiment.cli.main import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print([name for name in ('confluent_kafka', 'redis', 'pydantic', 'yaml', 'numpy') if name in sys.modules])"
+    )
+
+    def imported(*arguments: str) -> str:
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()[-1]
+
+    assert imported("--version") == "[]"
+    assert imported("schemas", "list") != "[]"
 
 
 NAMED_BY_CONTRACT = [
