@@ -20,6 +20,7 @@ from stream_sentiment.conversation.turn import Turn
 from stream_sentiment.events import envelope
 from stream_sentiment.events.incoming import ChatEvent, Decoded, ReviewEvent
 from stream_sentiment.events.outgoing import conversation_state_event, rolling_block, signals_block
+from stream_sentiment.kafka.clients import produce_failure
 from stream_sentiment.observability.logs import get_logger
 from stream_sentiment.observability.metrics import Metrics
 from stream_sentiment.scoring.blocks import emotion_block, sentiment_block
@@ -62,6 +63,8 @@ class BulkPublisher:
         self._state_headers = envelope.constant_headers(envelope.CONVERSATION_STATE, "conversation.state:1")
         self._producer: Producer | None = None
         self._errors = 0
+        #: Records by topic that wait for the flush which says that Kafka has them: a report for each would cost more than its event.
+        self._unflushed: dict[str, int] = {}
         self.serve(model, rules_version)
 
     def serve(self, model: ModelInfo, rules_version: str) -> None:
@@ -83,8 +86,10 @@ class BulkPublisher:
     def delivery_failed(self, error: KafkaError | None, message: Message) -> None:
         """Delivery report, for errors only (`delivery.report.only.error`)."""
         if error is not None:
+            topic = message.topic() or ""
             self._errors += 1
-            self._metrics.produce_total.labels(message.topic() or "", "error").inc()
+            self._unflushed[topic] = self._unflushed.get(topic, 0) - 1
+            self._metrics.produce_total.labels(topic, produce_failure(error)).inc()
             log.error("publish_failed", topic=message.topic(), reason=error.name())
 
     @property
@@ -186,6 +191,9 @@ class BulkPublisher:
         while self._producer.flush(FLUSH_SECONDS) > 0:
             if not keep_waiting():
                 return False
+        for topic, count in self._unflushed.items():
+            self._metrics.produce_total.labels(topic, "ack").inc(max(0, count))
+        self._unflushed.clear()
         failed, self._errors = self._errors, 0
         return failed == 0
 
@@ -228,6 +236,7 @@ class BulkPublisher:
         while True:
             try:
                 producer.produce(topic, value=value, key=key, headers=headers)  # type: ignore[arg-type]
+                self._unflushed[topic] = self._unflushed.get(topic, 0) + 1
                 return
             except BufferError:
                 # A bounded queue: the client sheds records after delivery.timeout, so this ends.

@@ -16,6 +16,7 @@ from typing import Protocol
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from stream_sentiment.kafka.clients import produce_failure
 from stream_sentiment.kafka.dead_letter import PREFIX, hashed_body
 from stream_sentiment.kafka.outbox_record import OutboxRecord
 from stream_sentiment.observability.logs import get_logger
@@ -133,7 +134,7 @@ class Outbox:
 
     def failed(self, entry: Entry, error: KafkaError) -> None:
         """Kafka refused the entry. It stays in Redis, so it is tried again for as long as it takes."""
-        self._metrics.produce_total.labels(entry.record.topic, "error").inc()
+        self._metrics.produce_total.labels(entry.record.topic, produce_failure(error)).inc()
         if entry.record.topic == self._dlq_topic:
             self._metrics.dead_letter_total.labels(_error_class(entry.record), "failed").inc()
         entry.attempts += 1

@@ -51,7 +51,11 @@ def serve(directory: Path, workers: int, rate: float, mock: bool, stop: threadin
     with contextlib.ExitStack() as parts:
         # First in, so last out: while the file is there, something may still run.
         parts.callback(state_file.unlink, missing_ok=True)
-        topics = {topic.name: topic.partitions for topic in plan_topics(load_settings(), PARTITIONS)}
+        plan = load_settings()
+        topics = {topic.name: topic.partitions for topic in plan_topics(plan, PARTITIONS)}
+        # With as many as the chats Kafka's uniform assignor gives one worker all the chats and the other all the reviews.
+        if plan.topics.product_reviews:
+            topics[plan.topics.product_reviews] = 1
         broker: MockKafka | KafkaBroker
         if mock or shutil.which("java") is None:
             broker = parts.enter_context(MockKafka(topics))

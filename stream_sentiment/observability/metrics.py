@@ -198,7 +198,10 @@ class Metrics:
     )
     escalation_transitions_total = counters("Escalation events by action.", Label("action", values.EscalationAction))
     produce_total = counters(
-        "Records handed to Kafka, by delivery report.", OUTPUT_TOPIC, Label("result", values.ProduceResult)
+        "Records of all output topics, by what Kafka said. Scored events and states count as ack once their window is flushed. "
+        "Sending a record again counts again.",
+        OUTPUT_TOPIC,
+        Label("result", values.ProduceResult),
     )
     producer_queue_events = gauge("Records in the producer's queue.")
     dead_letter_total = counters(

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_sentiment.demo.chatlog import BrokenRecord, ChatLog, Conversation, Line, bundled
+from stream_sentiment.demo.load import BROKEN_EVERY
 from stream_sentiment.demo.player import MAX_GAP_S, TimedRecord, play, schedule
 
 END_MS = 1_767_600_000_000  # 2026-01-05T08:00:00Z
@@ -153,3 +154,11 @@ def test_every_conversation_keeps_its_order_and_no_more_than_the_lanes_are_open(
         spans[name] = (spans.get(name, (record.at_s, 0.0))[0], record.at_s)
     for begin, _ in spans.values():
         assert sum(start <= begin <= end for start, end in spans.values()) <= lanes
+
+
+def test_the_load_has_too_few_broken_records_for_an_alert_that_never_ends() -> None:
+    """DlqRatio begins at 1 %."""
+    records = list(schedule(bundled(), 0))
+    broken = sum(record.event is None for record in records)
+    assert broken / len(records) > 0.01  # a round alone: what BROKEN_EVERY is for
+    assert 0 < broken / BROKEN_EVERY / len(records) < 0.005
