@@ -3,6 +3,7 @@
 # debootstrap (operating system, Python, redis-server, Prometheus, Java) and Kafka's jars from the test kit.
 #
 #   deploy/docker/rehearse.sh            up, publish, look, kill the worker, look again, down
+#   SHIFT=1 deploy/docker/rehearse.sh    also the night on call of rehearsal/shift.py, 40 minutes more
 #   KEEP=1 WORK=DIR deploy/docker/rehearse.sh     leave it running (its own dockerd too); the next run with the same WORK goes on
 #                                                 with the base images and the build cache that are there
 #
@@ -137,6 +138,11 @@ for _ in $(seq 40); do
 done
 echo "worker: $health"
 [[ $health == healthy ]]
+
+if [[ -n ${SHIFT:-} ]]; then
+  say "a night on call"
+  "$PYTHON" deploy/docker/rehearsal/shift.py
+fi
 
 say "SIGKILL the worker under load, start it again"
 docker kill --signal KILL rehearsal_worker_1 >/dev/null
