@@ -18,8 +18,6 @@ from typing import TypeVar
 
 from stream_sentiment.bulk import BulkPublisher, traceparent_of
 from stream_sentiment.clock import Clock
-from stream_sentiment.conversation.state import ConversationState
-from stream_sentiment.escalation.storm import StormState
 from stream_sentiment.flow import Flow
 from stream_sentiment.kafka.dead_letter import ErrorClass
 from stream_sentiment.live.serving import Serving
@@ -31,9 +29,11 @@ from stream_sentiment.observability.tracing import StageTime, WindowTracer
 from stream_sentiment.outbox import Outbox
 from stream_sentiment.record_fold import Batch, Moment, conversation_of
 from stream_sentiment.stages import Epoch, Window
+from stream_sentiment.state_reader import StateReader
 from stream_sentiment.store.errors import StoreUnavailable
-from stream_sentiment.store.keys import STORM, TopicPartition, storm_key
+from stream_sentiment.store.keys import TopicPartition
 from stream_sentiment.store.redis import ApplyOutcome, LoadRequest, PartitionBatch, StateStore
+from stream_sentiment.timers import Timers, changed_deadlines, note_deadlines
 
 #: States kept per partition; the least recently written go first. About 2 KB each.
 CACHED_STATES = 5_000
@@ -68,7 +68,10 @@ class ApplyStage:
         metrics: Metrics,
         clock: Clock,
         *,
+        next_serving: Callable[[], Serving],
         on_serving: Callable[[Serving], None],
+        timer_grace_ms: int,
+        timers_on: bool,
         beat: Callable[[], None],
         on_error: Callable[[BaseException], None],
         on_store: Callable[[bool, str], None],
@@ -77,6 +80,8 @@ class ApplyStage:
         """
         Args:
             serving: rules and model of the first window.
+            next_serving: those of the next window; timers take them up where no window is under way.
+            timer_grace_ms, timers_on: see `Timers`.
             on_serving: told when a window brings other rules or another model, before any of its records is folded.
             on_store: told when Redis stops answering and when it answers again, with the reason.
         """
@@ -84,8 +89,11 @@ class ApplyStage:
         self._flow = flow
         self._outbox = outbox
         self._bulk = bulk
-        self._serving = serving
+        self.serving = serving
+        self._next_serving = next_serving
         self._on_serving = on_serving
+        self.states = StateReader(store, self, serving.rules)
+        self._timers = Timers(store, self, metrics, clock, grace_ms=timer_grace_ms, on=timers_on)
         self._metrics = metrics
         self._clock = clock
         self._beat = beat
@@ -100,9 +108,6 @@ class ApplyStage:
         self._next_report = 0.0
         #: Live epochs, each with the monotonic time at which Redis last agreed to its token and watermark.
         self._agreed: dict[Epoch, float] = {}
-        #: Half of a conversation's event-time life: the cache forgets long before Redis does. The shortest that there has been,
-        #: since Redis keeps a state for as long as the rules said that it was written under.
-        self._cache_seconds = serving.rules.options.ttl_ms / 2000
         #: Records whose fold raised, with what it raised: put aside when they come again.
         self._unfoldable: dict[tuple[TopicPartition, int], str] = {}
         self._thread = threading.Thread(target=self._run, name="apply", daemon=True)
@@ -198,12 +203,13 @@ class ApplyStage:
             self._outbox.report()
             self._metrics.producer_queue_events.set(self._bulk.queued)
             self._look_for_lost_writes(now)
+            self._run_timers()
             if self._drift is not None:
                 self._drift.report(now)
 
     def _apply_window(self, window: Window) -> None:
         switch = self._time.switch
-        if window.serving is not self._serving:
+        if window.serving is not self.serving:
             self._take_up(window.serving)
         switch(ThreadState.INFER)
         self._collect_scores(window)
@@ -217,14 +223,7 @@ class ApplyStage:
         folded = [batch for batch in batches if batch.epoch.alive and self._fold(batch, moment)]
         folded_at = time.monotonic()
         switch(ThreadState.PUBLISH)
-        options = self._serving.rules.options
-        for batch in folded:
-            self._bulk.states(batch.touched.values(), options)
-        if not self._bulk.flush(self._keep_waiting):
-            if self._abort.is_set():
-                raise Aborted
-            for batch in folded:
-                self.give_up(batch.epoch, "publish_failed")
+        if not self.publish(folded):
             return
         published_at = time.monotonic()
         switch(ThreadState.STORE)
@@ -240,11 +239,23 @@ class ApplyStage:
         while self._outbox.depth > OUTBOX_HIGH_WATER and self._keep_waiting():
             self._outbox.serve(0.05)
 
+    def _run_timers(self) -> None:
+        """Between two windows. Where none is under way, new rules count for timers, too; else they wait for the first new window."""
+        if self._flow.idle() and self.serving is not self._next_serving():
+            self._take_up(self._next_serving())
+        try:
+            if self._timers.run(self._agreed):
+                self._next_report = 0.0
+        except Aborted:
+            # The cached states are ahead of Redis now.
+            for epoch in self._agreed:
+                epoch.alive = False
+
     def _take_up(self, serving: Serving) -> None:
         """Windows pass in order, so from here on nothing is folded under the rules or the model before."""
-        self._serving = serving
+        self.serving = serving
         self._drift = serving.drift
-        self._cache_seconds = min(self._cache_seconds, serving.rules.options.ttl_ms / 2000)
+        self.states.use(serving.rules)
         self._bulk.serve(serving.scorer.info, serving.rules.version)
         self._on_serving(serving)
 
@@ -290,6 +301,20 @@ class ApplyStage:
                 else:
                     record.score = result
 
+    def publish(self, batches: Sequence[Batch]) -> bool:
+        """The new states to Kafka, with the scored events produced before; False when Kafka refused some and the partitions are given
+        up. Raises Aborted at the drain deadline."""
+        options = self.serving.rules.options
+        for batch in batches:
+            self._bulk.states(batch.touched.values(), options)
+        if self._bulk.flush(self._keep_waiting):
+            return True
+        if self._abort.is_set():
+            raise Aborted
+        for batch in batches:
+            self.give_up(batch.epoch, "publish_failed")
+        return False
+
     def _by_partition(self, window: Window) -> list[Batch]:
         """The window's records by live partition, each in the order of its offsets."""
         batches: dict[Epoch, Batch] = {}
@@ -305,46 +330,20 @@ class ApplyStage:
         return list(batches.values())
 
     def _load_states(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Read the states that the cache does not hold, all partitions in one round trip; returns the batches that can go on.
+        """Read the states that the caches do not hold, all partitions in one round trip; returns the batches that can go on.
 
-        The read is fenced like the write: without that, a failover between the two folds events twice.
+        Raises StateUnreadable: a newer version's state, or a foreign write, which going on would destroy.
         """
-        written_before = time.monotonic() - self._cache_seconds
-        missing: list[tuple[Batch, list[str]]] = []
-        for batch in batches:
-            cache, storms = batch.epoch.states, batch.epoch.storms
-            wanted: dict[str, None] = {}
-            for record in batch.records:
-                key = record.conversation
-                if key is None:
-                    continue
-                if key not in cache or cache[key][1] < written_before:
-                    wanted[key] = None
-                if (storm := storm_key(key)) not in storms:
-                    wanted[storm] = None
-            if wanted:
-                missing.append((batch, list(wanted)))
-        if not missing:
-            return list(batches)
-        requests = [
-            LoadRequest(batch.epoch.partition, batch.epoch.token, batch.epoch.watermark, keys)
-            for batch, keys in missing
-        ]
-        results = self._persist(RedisOp.READ, lambda: self._store.load(requests))
-        now = time.monotonic()
-        stopped: set[Epoch] = set()
-        for (batch, keys), result in zip(missing, results, strict=True):
-            if result.outcome is not ApplyOutcome.OK:
-                stopped.add(batch.epoch)
-                self._disagreed(batch.epoch, result.outcome)
-                continue
-            for key, value in zip(keys, result.states, strict=True):
-                # StateUnreadable goes up: a newer version's state, or a foreign write, which going on would destroy.
-                if key.startswith(STORM):
-                    batch.epoch.storms[key] = None if value is None else StormState.from_json(value)
-                    continue
-                batch.epoch.states[key] = (None if value is None else ConversationState.from_json(value), now)
-        return [batch for batch in batches if batch.epoch not in stopped]
+        unreadable = self.states.read(
+            [
+                (b.epoch, [record.conversation for record in b.records if record.conversation is not None])
+                for b in batches
+            ]
+        )
+        for errors in unreadable.values():
+            for error in errors.values():
+                raise error
+        return [batch for batch in batches if batch.epoch in unreadable]
 
     def _fold(self, batch: Batch, moment: Moment) -> bool:
         """Fold the records of one partition; False when one of them cannot be folded and the partition is given up.
@@ -355,10 +354,10 @@ class ApplyStage:
         for record in batch.records:
             known = self._unfoldable.get((epoch.partition, record.offset)) if self._unfoldable else None
             if known is not None:
-                self._serving.folder.dead_letter(batch, record, ErrorClass.STATE_CONFLICT, known, moment)
+                self.serving.folder.dead_letter(batch, record, ErrorClass.STATE_CONFLICT, known, moment)
                 continue
             try:
-                self._serving.folder.fold(batch, record, moment)
+                self.serving.folder.fold(batch, record, moment)
             except Exception as error:
                 self._unfoldable[(epoch.partition, record.offset)] = f"the state machine failed: {type(error).__name__}"
                 topic, partition = epoch.partition
@@ -378,21 +377,24 @@ class ApplyStage:
                 {key: state.to_json() for key, state in batch.touched.items()}
                 | {key: storm.to_json() for key, storm in batch.storms.items()},
                 {name: record.encode() for name, (record, _) in batch.outputs.items()},
+                changed_deadlines(batch.epoch, batch.touched, self.serving.rules),
+                batch.epoch.clock.encode(),
             )
             for batch in batches
         ]
         if not requests:
             return
-        results = self._persist(RedisOp.APPLY, lambda: self._store.apply(requests))
+        results = self.persist(RedisOp.APPLY, lambda: self._store.apply(requests))
         now_ms = self._clock.now_ms()
         for batch, request, result in zip(batches, requests, results, strict=True):
             if result.outcome is ApplyOutcome.OK:
+                note_deadlines(batch.epoch, request.deadlines)
                 self._applied(batch, request.next, now_ms)
                 continue
             if result.outcome is ApplyOutcome.ALREADY:
                 # The reply to the first sending was lost, so the outputs are in Redis: acquiring anew hands them over.
                 self._count(batch)
-            self._disagreed(batch.epoch, result.outcome)
+            self.disagreed(batch.epoch, result.outcome)
 
     def _applied(self, batch: Batch, watermark: int, now_ms: int) -> None:
         epoch = batch.epoch
@@ -403,15 +405,12 @@ class ApplyStage:
         if self._unfoldable:
             for record in batch.records:
                 self._unfoldable.pop((epoch.partition, record.offset), None)
-        if epoch.alive:  # else the next owner finds the entries in Redis
-            for name, (entry, trigger_ms) in batch.outputs.items():
-                self._outbox.add(epoch, name, entry, trigger_ms)
+        self.announce(batch)
         for record in batch.records:
             if record.canary_ms is not None:
                 self._metrics.heartbeat_timestamp_seconds.labels("applied").set(record.canary_ms / 1000)
                 self._metrics.canary_roundtrip_seconds.observe(max(0, now_ms - record.canary_ms) / 1000)
         topic, partition = epoch.partition
-        self._count(batch)
         observe_all(
             self._metrics.end_to_end_latency_seconds.labels(topic),
             [max(0, now_ms - record.timestamp_ms) / 1000 for record in batch.records],
@@ -424,6 +423,14 @@ class ApplyStage:
             by_age = sorted(epoch.states, key=lambda key: epoch.states[key][1])
             for key in by_age[: len(by_age) - CACHED_STATES * 3 // 4]:
                 del epoch.states[key]
+                epoch.deadlines.pop(key, None)
+
+    def announce(self, batch: Batch) -> None:
+        """The batch is in Redis: its outputs go to the outbox, and what it has given counts."""
+        if batch.epoch.alive:  # else the next owner finds the entries in Redis
+            for name, (entry, trigger_ms) in batch.outputs.items():
+                self._outbox.add(batch.epoch, name, entry, trigger_ms)
+        self._count(batch)
 
     def _count(self, batch: Batch) -> None:
         """What the batch has given counts from the moment it is in Redis, once."""
@@ -451,9 +458,9 @@ class ApplyStage:
             if result.outcome is ApplyOutcome.OK:
                 self._agreed[epoch] = now
             else:
-                self._disagreed(epoch, result.outcome)
+                self.disagreed(epoch, result.outcome)
 
-    def _disagreed(self, epoch: Epoch, outcome: ApplyOutcome) -> None:
+    def disagreed(self, epoch: Epoch, outcome: ApplyOutcome) -> None:
         """Redis knows another owner or another watermark than we do."""
         counters = {
             ApplyOutcome.ALREADY: self._metrics.already_applied_total,
@@ -469,9 +476,10 @@ class ApplyStage:
             epoch.alive = False
             epoch.states.clear()
             epoch.storms.clear()
+            epoch.deadlines.clear()
             self._reacquire(epoch, reason)
 
-    def _persist(self, op: RedisOp, call: Callable[[], T]) -> T:
+    def persist(self, op: RedisOp, call: Callable[[], T]) -> T:
         """Repeat a Redis call, with the same arguments, until it is answered. Raises Aborted at the drain deadline."""
         wait = BACKOFF_FIRST_SECONDS
         while True:

@@ -25,6 +25,7 @@ from stream_sentiment.observability.labels import ConsumerState
 from stream_sentiment.observability.logs import get_logger
 from stream_sentiment.observability.metrics import Metrics
 from stream_sentiment.observability.phases import TimeInState
+from stream_sentiment.partition_clock import PartitionClock
 from stream_sentiment.settings import Settings
 from stream_sentiment.stages import Epoch
 from stream_sentiment.start_offsets import StartOffsets
@@ -245,7 +246,14 @@ class Assignment:
             return {}
         self._health.set_ready("redis", True)
         for taken in acquired:
-            epoch = Epoch(taken.tp, self._inputs[taken.tp.topic], taken.token, starts[taken.tp], taken.settled)
+            epoch = Epoch(
+                taken.tp,
+                self._inputs[taken.tp.topic],
+                taken.token,
+                starts[taken.tp],
+                taken.settled,
+                PartitionClock.decode(taken.clock),
+            )
             epoch.attempts = self._waiting.pop(taken.tp).attempts
             epoch.last_progress = time.monotonic()
             # Until a record has been applied its age is not known: the wait counts from here.

@@ -114,6 +114,7 @@ class Intake:
         )
         self._on_released = on_released
         self._positions = Positions(metrics, clock, self._assignment.epochs.values)
+        self._brokers = BrokerStatistics(metrics)
         self._protocol = settings.kafka.group_protocol
         self._consumer = self._subscribe()
 
@@ -170,10 +171,10 @@ class Intake:
             protocol = GroupProtocol.CONSUMER
         config: dict[str, Any] = consumer_config(self._settings.kafka, protocol, kafka_logger("consumer"))
         config["on_commit"] = self._positions.committed
-        if self._exit_when_idle is not None:
-            config["enable.partition.eof"] = True
+        # Tells when a partition has been read to its end: `--exit-when-idle`, and timers, which must not fire on a backlog.
+        config["enable.partition.eof"] = True
         config["statistics.interval.ms"] = STATISTICS_MILLISECONDS
-        config["stats_cb"] = BrokerStatistics(self._metrics)
+        config["stats_cb"] = self._brokers
         consumer = Consumer(config)
         consumer.subscribe(
             list(self._settings.topics.inputs()),
@@ -214,7 +215,7 @@ class Intake:
         # The client's types allow None for the sake of messages that were never sent; a consumed one has a place.
         place = cast(tuple[str, int], (message.topic(), message.partition()))
         if error is not None:
-            self._consumer_error(error, place)
+            self._consumer_error(error, place, cast(int, message.offset()))
             return
         epoch = self._assignment.epochs.get(place)
         offset = cast(int, message.offset())
@@ -259,11 +260,12 @@ class Intake:
         if record.truncated:
             self._metrics.events_truncated_total.labels("chars").inc()
 
-    def _consumer_error(self, error: KafkaError, place: tuple[str, int]) -> None:
+    def _consumer_error(self, error: KafkaError, place: tuple[str, int], offset: int) -> None:
         code = error.code()
         if code == KafkaError._PARTITION_EOF:  # noqa: SLF001 (librdkafka's own names)
             if place in self._assignment.epochs:
-                self._assignment.epochs[place].at_end = True
+                epoch = self._assignment.epochs[place]
+                epoch.at_end, epoch.end_offset = True, offset
             return
         # librdkafka wraps the broker's refusal of KIP-848 into its own fatal error; only the text says which it was.
         if self._protocol is GroupProtocol.AUTO and "ConsumerGroupHeartbeat" in error.str():
@@ -363,7 +365,9 @@ class Intake:
         self._time.switch(ConsumerState.COMMIT)
         self._next_commit = now + self._settings.worker.commit_interval.total_seconds()
         self._positions.commit(self._consumer, self._assignment.epochs.values())
-        self._positions.report(self._consumer)
+        self._positions.report(
+            self._consumer, reading=self._brokers.connected and not self._paused and self._held is None
+        )
         _, events, size = self._flow.in_flight()
         self._metrics.inflight_events.set(events + len(self._window))
         self._metrics.queue_events.set(self._flow.to_score.qsize())

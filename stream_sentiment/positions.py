@@ -61,8 +61,11 @@ class Positions:
         for epoch in self._epochs():
             epoch.committed = -1  # the next round says it again
 
-    def report(self, consumer: Consumer) -> None:
-        """Gauges of position and lag, per partition."""
+    def report(self, consumer: Consumer, *, reading: bool) -> None:
+        """Gauges of position and lag, per partition; and whether a partition has been worked off.
+
+        `reading`: nothing keeps us from seeing new records. Else a partition that looks finished may only be unread.
+        """
         metrics = self._metrics
         for epoch in self._epochs():
             topic, partition = epoch.partition
@@ -73,6 +76,9 @@ class Positions:
             except KafkaException:
                 continue
             lag = max(0, high - epoch.watermark) if high >= 0 else 0
+            # Against the end that the client has reached, not the watermark: transaction markers have offsets too.
+            done = epoch.at_end and epoch.watermark >= epoch.read_up_to and 0 <= high <= epoch.end_offset
+            epoch.complete_ms = self._clock.now_ms() if done and reading else None
             metrics.consumer_lag_events.labels(*labels).set(lag)
             # The newest record applied is a little older than the oldest one that waits: an age never too small. After a quiet
             # hour it is the moment at which nothing waited yet, or the first new record would look an hour old.

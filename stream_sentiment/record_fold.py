@@ -18,6 +18,7 @@ from stream_sentiment.conversation.fold import Outcome
 from stream_sentiment.conversation.state import ConversationState
 from stream_sentiment.conversation.turn import NO_ATTRIBUTES, ConversationIdentity, Turn, TurnKind
 from stream_sentiment.escalation.advance import advance
+from stream_sentiment.escalation.machine import tick
 from stream_sentiment.escalation.storm import StormNotice, StormState, guard_turn, pass_time
 from stream_sentiment.events import envelope
 from stream_sentiment.events.incoming import ChatEvent, Decoded, InvalidEvent, ReviewEvent, Skip
@@ -31,7 +32,7 @@ from stream_sentiment.scoring.corrections import Corrector
 from stream_sentiment.scoring.reference import Prediction
 from stream_sentiment.settings import Settings
 from stream_sentiment.stages import Epoch, Record
-from stream_sentiment.store.keys import conversation_key, outbox_field, storm_key
+from stream_sentiment.store.keys import conversation_key, outbox_field, storm_key, tick_field
 
 if TYPE_CHECKING:
     from stream_sentiment.escalation.rules import RuleSet
@@ -158,6 +159,7 @@ class RecordFolder:
         if at_ms > record.timestamp_ms + FUTURE_TOLERANCE_MS:
             at_ms = record.timestamp_ms + FUTURE_TOLERANCE_MS
             tally.count("clock_skew_events_total", "future")
+        batch.epoch.clock.passed(at_ms, record.timestamp_ms)
         self._correct(tally, record, event.tenant_id)
         signals, topics = self._signals.hear(record.text, record.score, event.tenant_id)
         turn = Turn(
@@ -187,11 +189,14 @@ class RecordFolder:
                 return "duplicate"
         state.model_version = self._model_version
         state.rules_version = rules.version
-        notices = self._guard(batch, key, state, turn, transitions)
+        notices = self._guard(batch, key, state, at_ms, transitions)
         for sequence, transition in enumerate(transitions):
-            self._escalate(batch, record, state, transition, sequence, moment)
+            place = outbox_field(record.offset, sequence)
+            # A timer that fell due before this event tells the same as if it had fired on time: nothing of the event.
+            cause = record if transition.message_id == turn.message_id else None
+            self._escalate(batch, place, cause, state, transition, moment)
         for sequence, notice in enumerate(notices, len(transitions)):
-            self._tell_of_storm(batch, record, notice, sequence, moment)
+            self._tell_of_storm(batch, outbox_field(record.offset, sequence), notice, moment)
         batch.touched[key] = state
         cache[key] = (state, moment.monotonic)
         if outcome is Outcome.DUPLICATE:
@@ -204,6 +209,27 @@ class RecordFolder:
         if late:
             return "stale"
         return "skipped" if record.score is None else "scored"
+
+    def tick(self, batch: Batch, key: str, state: ConversationState, now_ms: int, token: str, moment: Moment) -> bool:
+        """Fire what falls due in a conversation by event time `now_ms` without a message; False when nothing does.
+
+        `token` tells the entries of this tick from those of another owner's at the same watermark.
+        """
+        version = state.state_version
+        transitions = tick(state, now_ms, self._rules)
+        if state.state_version == version:
+            return False
+        state.rules_version = self._rules.version
+        notices = self._guard(batch, key, state, transitions[-1].at_ms, transitions) if transitions else []
+        watermark = batch.epoch.watermark
+        for transition in transitions:
+            place = tick_field(watermark, transition.at_ms, len(batch.outputs), token)
+            self._escalate(batch, place, None, state, transition, moment)
+        for notice in notices:
+            self._tell_of_storm(batch, tick_field(watermark, notice.at_ms, len(batch.outputs), token), notice, moment)
+        batch.touched[key] = state
+        batch.epoch.states[key] = (state, moment.monotonic)
+        return True
 
     def _review(self, batch: Batch, record: Record, decoded: Decoded, moment: Moment) -> str:
         if decoded.kind == "deleted":
@@ -226,7 +252,7 @@ class RecordFolder:
             tally.count("corrections_total", correction.rule_id)
 
     def _guard(
-        self, batch: Batch, key: str, state: ConversationState, turn: Turn, transitions: list[Transition]
+        self, batch: Batch, key: str, state: ConversationState, at_ms: int, transitions: list[Transition]
     ) -> list[StormNotice]:
         """Put the turn's transitions through the storm guard, in place; returns what is to be told of storms."""
         name = storm_key(key)
@@ -237,7 +263,7 @@ class RecordFolder:
         if storm is None:
             storm = StormState(state.tenant_id)
         partitions = self._partitions.get(batch.epoch.partition.topic, 1)
-        notices = pass_time(storm, turn.at_ms, partitions)
+        notices = pass_time(storm, at_ms, partitions)
         if transitions:
             limits = self._rules.view_for(state).storm
             transitions[:], told = guard_turn(storm, state, transitions, limits, partitions)
@@ -246,7 +272,7 @@ class RecordFolder:
             storms[name] = batch.storms[name] = storm
         return notices
 
-    def _tell_of_storm(self, batch: Batch, record: Record, notice: StormNotice, sequence: int, moment: Moment) -> None:
+    def _tell_of_storm(self, batch: Batch, place: str, notice: StormNotice, moment: Moment) -> None:
         """One notice into the outbox, the counter and the log; its key keeps a tenant's notices in order."""
         storm = notice.storm
         value = storm_event(
@@ -266,7 +292,7 @@ class RecordFolder:
         headers.append(("ce_severitytext", storm.severity.encode()))
         key = envelope.record_key(notice.tenant_id, "").encode()
         entry = OutboxRecord(self._topics.escalations, key, orjson.dumps(value), headers)
-        batch.outputs[outbox_field(record.offset, sequence)] = (entry, None)
+        batch.outputs[place] = (entry, None)
         batch.tally.count("escalation_storms_total", notice.action)
         topic, partition = batch.epoch.partition
         log.warning(
@@ -281,19 +307,20 @@ class RecordFolder:
     def _escalate(
         self,
         batch: Batch,
-        record: Record,
+        place: str,
+        record: Record | None,
         state: ConversationState,
         transition: Transition,
-        sequence: int,
         moment: Moment,
     ) -> None:
+        """One transition into the outbox under the field `place`, and the counters. `record`: its message's; a timer has none."""
         value: Mapping[str, Any] = escalation_event(
             state,
             transition,
             model=self._model_block,
             rules_version=self._rules.version,
             emitted_at_ms=moment.now_ms,
-            excerpts=_excerpt_of(record, transition) if self._excerpts else None,
+            excerpts=_excerpt_of(record, transition) if self._excerpts and record is not None else None,
         )
         headers = envelope.event_headers(
             self._escalation_headers[transition.action],
@@ -301,14 +328,14 @@ class RecordFolder:
             envelope.rfc3339(transition.at_ms),
             state.conversation_id,
             transition.message_id or None,
-            traceparent_of(record),
+            None if record is None else traceparent_of(record),
         )
         headers.append(("ce_severitytext", transition.severity.encode()))
         if transition.storm_id is not None:
             headers.append(("ce_suppressed", b"true"))
         key = envelope.record_key(state.tenant_id, state.conversation_id).encode()
         entry = OutboxRecord(self._topics.escalations, key, orjson.dumps(value), headers)
-        batch.outputs[outbox_field(record.offset, sequence)] = (entry, transition.message_at_ms)
+        batch.outputs[place] = (entry, transition.message_at_ms)
         if transition.action == "opened":
             batch.tally.count("escalations_total", transition.rule_id, transition.severity)
             if transition.storm_id is not None:

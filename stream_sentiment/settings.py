@@ -337,6 +337,17 @@ class WorkerSettings(_Section):
         le=timedelta(minutes=10),
         description="one deadline for a graceful stop",
     )
+    timers: bool = Field(
+        True,
+        description="fire what falls due in a conversation (no answer, expiry) while nobody writes; "
+        "false: with its next event",
+    )
+    timer_grace: Duration = Field(
+        timedelta(seconds=2),
+        ge=timedelta(0),
+        le=timedelta(hours=1),
+        description="a timer waits so long for an answer that is on its way",
+    )
     commit_interval: Duration = Field(timedelta(seconds=1), ge=timedelta(milliseconds=100), le=timedelta(minutes=1))
     stall_timeout: Duration = Field(
         timedelta(minutes=2),

@@ -6,10 +6,12 @@ whatever comes back for a dead epoch is dropped, never applied, never committed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stream_sentiment.events.incoming import Decoded, InvalidEvent, Skip
+from stream_sentiment.partition_clock import PartitionClock
 from stream_sentiment.store.keys import TopicPartition
 
 if TYPE_CHECKING:
@@ -36,23 +38,38 @@ class Epoch:
         "alive",
         "at_end",
         "attempts",
+        "clock",
         "committed",
+        "complete_ms",
+        "deadlines",
+        "end_offset",
         "kind",
         "last_progress",
         "last_timestamp_ms",
+        "next_due",
         "partition",
         "read_up_to",
         "settled",
         "states",
         "storms",
+        "timers_through",
         "token",
         "watermark",
     )
 
-    def __init__(self, partition: TopicPartition, kind: str, token: str, watermark: int, settled: bytes = b"") -> None:
+    def __init__(
+        self,
+        partition: TopicPartition,
+        kind: str,
+        token: str,
+        watermark: int,
+        settled: bytes = b"",
+        clock: PartitionClock | None = None,
+    ) -> None:
         self.partition = partition
         #: chat or review
         self.kind = kind
+        #: A tick changes it; apply thread only.
         self.token = token
         #: Next input offset to apply; equal to what Redis holds.
         self.watermark = watermark
@@ -61,8 +78,20 @@ class Epoch:
         #: Last offset committed to Kafka; poll thread only.
         self.committed = -1
         self.alive = True
-        #: Nothing is left to read; poll thread only, and only with `--exit-when-idle`.
+        #: Nothing is left to read; poll thread only.
         self.at_end = False
+        #: Where the partition ended when `at_end` became true; poll thread only.
+        self.end_offset = -1
+        #: Wall time at which everything in the partition had been applied; None: there is a backlog. Written by the poll thread.
+        self.complete_ms: int | None = None
+        #: What time it is in the partition; the last owner's until our first event.
+        self.clock = clock or PartitionClock()
+        #: Event time of the first deadline in Redis, as far as we know; 0: not asked yet.
+        self.next_due: float = 0
+        #: Deadlines that Redis holds, of conversations in `states`.
+        self.deadlines: dict[str, int] = {}
+        #: Watermark at which every timer that was due had fired.
+        self.timers_through: float = -1 if kind == "chat" else math.inf
         #: From where the output topics are searched for copies, with `output.exactly_once`; what the last owner settled.
         self.settled = settled
         #: How often the partition was acquired anew because of FENCED or GAP without progress in between.

@@ -64,6 +64,7 @@ class Conversation:
     label: Label | None
     timed: bool = False  # its messages have times of their own, so that it can be set beside others
     partition: int | None = None  # of the input topic, where it comes from there
+    silence_ms: int = 0  # how long nobody writes after the last message
 
 
 def read_conversations(path: Path, routing: RoutingOptions | None = None) -> Iterator[Conversation]:
@@ -127,7 +128,8 @@ def _conversation(where: str, number: int, row: dict[str, Any], routing: Routing
     label = None
     if isinstance(row.get("escalate"), bool):
         label = Label(row["escalate"], int(row.get("earliest_message") or 0), row.get("by_message"))
-    return Conversation(name, tenant, messages, label, "started_at" in row)
+    silence_ms = round(float(row.get("silence_s", 0)) * 1000)
+    return Conversation(name, tenant, messages, label, "started_at" in row, silence_ms=silence_ms)
 
 
 def _from_events(

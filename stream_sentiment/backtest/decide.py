@@ -15,6 +15,7 @@ from stream_sentiment.backtest.scores import gold_score
 from stream_sentiment.conversation.state import ConversationState
 from stream_sentiment.conversation.turn import ConversationIdentity, Signal
 from stream_sentiment.escalation.advance import advance
+from stream_sentiment.escalation.machine import tick
 from stream_sentiment.escalation.rules import RuleSet
 from stream_sentiment.escalation.signals import SignalFinder
 from stream_sentiment.escalation.transition import Transition
@@ -35,7 +36,7 @@ class Decision:
 
 
 def decide(conversation: Conversation, rules: RuleSet, judge: Judge) -> list[Decision]:
-    """What a timer does between two messages is told at the message before it."""
+    """What a timer does is told at the message before it; after the last message as long as the conversation's silence lasts."""
     identity = ConversationIdentity(conversation.tenant_id, conversation.id)
     state: ConversationState | None = None
     decisions: list[Decision] = []
@@ -51,6 +52,10 @@ def decide(conversation: Conversation, rules: RuleSet, judge: Judge) -> list[Dec
         for transition in result.transitions:
             earlier = transition.at_ms < turn.at_ms and transition.message_id != turn.message_id
             decisions.append(Decision(transition, max(0, index - 1) if earlier else index))
+    if state is not None and conversation.silence_ms:
+        last = len(conversation.messages) - 1
+        due = tick(state, state.last_event_at_ms + conversation.silence_ms, rules)
+        decisions += [Decision(transition, last) for transition in due]
     return decisions
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,6 +50,13 @@ def backtest(
     model: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="Model bundle; unset: the configured one.")
     ] = None,
+    silence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Nobody writes for so long after each conversation's last message (a line's own `silence_s` wins).",
+        ),
+    ] = None,
     cache: Annotated[Path | None, typer.Option(metavar="FILE", help="Where scores are kept between runs.")] = None,
     fail_under: Annotated[
         list[str] | None,
@@ -81,6 +89,7 @@ def backtest(
     or `stream-sentiment backtest kafka:// --from 2026-10-01T00:00:00+08:00 --until 2026-11-01T00:00:00+08:00`
     """
     from stream_sentiment.backtest import run as core
+    from stream_sentiment.escalation.ruleformat import parse_duration
     from stream_sentiment.escalation.rules import DEFAULT_RULES, load_rules
 
     limits = [_limit(text) for text in fail_under or ()]
@@ -90,6 +99,12 @@ def backtest(
     ruleset = load_rules(rules)
     other = load_rules(compare) if compare is not None else None
     conversations, partitions = _read(source, begin, until, partitions, ruleset.options.score_roles)
+    if silence is not None:
+        try:
+            silence_ms = int(parse_duration(silence))
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--silence") from error
+        conversations = [c if c.silence_ms else replace(c, silence_ms=silence_ms) for c in conversations]
     judges = _judges(conversations, [ruleset, other], labels, model, cache, noise)
     with progress_bar("deciding", len(conversations)) as advance:
         results = core.run(conversations, ruleset, judges[0], partitions, lambda: advance(1))

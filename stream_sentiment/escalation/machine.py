@@ -292,6 +292,8 @@ def _next_due(state: ConversationState, view: RuleView) -> tuple[int, CompiledRu
         best = state.last_event_at_ms + view.options.ttl_ms, None
     if state.waiting_since_ms is not None and state.status == "active":
         for rule in view.timed:
+            if state.score > rule.condition.ceiling:
+                continue
             due = _rule_due(state, rule, view)
             if due is not None and (best is None or due < best[0]):
                 best = due, rule

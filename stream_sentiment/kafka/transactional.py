@@ -239,7 +239,9 @@ class TransactionalPublisher:
             job, self._measuring = self._measuring, None
             if job.exception() is None:
                 for epoch, lane in self._lanes.items():
-                    if lane.open and lane.mark is None and epoch.watermark >= lane.barrier:
+                    # Timers of a timeline that Redis lost are still to be redone, too.
+                    redone = epoch.watermark >= lane.barrier and epoch.timers_through >= lane.barrier
+                    if lane.open and lane.mark is None and redone:
                         lane.mark = (job.result(), self._outbox.unsettled(epoch))
         elif self._clock() >= self._next_settle and self._lanes:
             self._next_settle = self._clock() + SETTLE_SECONDS

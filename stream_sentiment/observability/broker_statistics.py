@@ -23,6 +23,8 @@ class BrokerStatistics:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._known: set[str] = set()
+        #: Whether a broker was connected at the last look; true until the first.
+        self.connected = True
 
     def __call__(self, statistics: str) -> None:
         try:
@@ -31,16 +33,18 @@ class BrokerStatistics:
             log.warning("statistics_unreadable", reason=type(error).__name__)
 
     def _read(self, statistics: str) -> None:
-        seen = set()
+        seen, up = set(), False
         for broker in orjson.loads(statistics)["brokers"].values():
             # Bootstrap entries (-1) and the group coordinator's own entry name brokers a second time.
             if broker["nodeid"] < 0 or broker["source"] != "learned":
                 continue
             name = broker["nodename"]
             seen.add(name)
+            up |= broker["state"] == "UP"
             self._metrics.broker_up.labels(name).set(broker["state"] == "UP")
             self._metrics.broker_rtt_p99_seconds.labels(name).set(broker["rtt"]["p99"] / 1e6)
         for name in self._known - seen:
             self._metrics.broker_up.remove(name)
             self._metrics.broker_rtt_p99_seconds.remove(name)
         self._known = seen
+        self.connected = up

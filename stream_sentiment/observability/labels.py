@@ -233,3 +233,14 @@ class ReloadResult(StrEnum):
     APPLIED = "applied"
     UNCHANGED = "unchanged"
     REFUSED = "refused"
+
+
+class TimerResult(StrEnum):
+    """What was found where a timer fell due.
+
+    obsolete: nothing is due any more, by other rules or because the state has expired. failed: looked at again an hour later.
+    """
+
+    FIRED = "fired"
+    OBSOLETE = "obsolete"
+    FAILED = "failed"

@@ -187,6 +187,12 @@ class Metrics:
         "Outbox entries found when a partition was acquired and published (again) with the same id."
     )
 
+    # Timers
+    timers_total = counters(
+        "Timers that fell due while nobody wrote, by what was found. failed: see `timer_failed` in the log.",
+        Label("result", values.TimerResult),
+    )
+
     # Events out
     escalations_total = counters("Escalations opened.", Label("rule", Domain.RULE), Label("severity", values.Severity))
     escalations_suppressed_total = counters(

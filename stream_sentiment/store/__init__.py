@@ -4,23 +4,28 @@
 """
 
 from stream_sentiment.store.errors import StoreRefused, StoreUnavailable
-from stream_sentiment.store.keys import TopicPartition, conversation_key, outbox_field
+from stream_sentiment.store.keys import TopicPartition, conversation_key, outbox_field, tick_field
 from stream_sentiment.store.redis import (
     Acquired,
     ApplyOutcome,
     ApplyResult,
+    DueRequest,
+    DueResult,
     Erasure,
     Found,
     LoadRequest,
     LoadResult,
     PartitionBatch,
     StateStore,
+    TickBatch,
 )
 
 __all__ = [
     "Acquired",
     "ApplyOutcome",
     "ApplyResult",
+    "DueRequest",
+    "DueResult",
     "Erasure",
     "Found",
     "LoadRequest",
@@ -29,7 +34,9 @@ __all__ = [
     "StateStore",
     "StoreRefused",
     "StoreUnavailable",
+    "TickBatch",
     "TopicPartition",
     "conversation_key",
     "outbox_field",
+    "tick_field",
 ]

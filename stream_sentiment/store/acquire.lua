@@ -4,6 +4,8 @@
 --                        wm          watermark: the next input offset to apply; absent before the first start
 --                        member, at  who took it, and when (milliseconds since the epoch, the owner's clock): for people
 --                        settled     positions in the output topics, with output.exactly_once (settle.lua)
+--                        clock       "<event time>:<broker time>" in milliseconds: the newest event time of the input applied, and when
+--                                    the broker took the last event of it; what the next owner's timers go on from
 --                        partitions  number of partitions of the topic when this one was first acquired
 -- KEYS[2]  outbox  hash  <offset>:<sequence> -> encoded record; applied, not yet known to be delivered
 --
@@ -15,7 +17,7 @@
 -- ARGV[5]  '1': record ARGV[4] even where another number is recorded (the operator said so)
 --
 -- Returns {wm or '', recorded partitions or '', previous token or '', {field, record, field, record, ...}, settled or '',
---          token}.
+--          token, clock or ''}.
 -- Numbers leave as the strings that are stored: Lua would print 14 digits of them.
 local previous = redis.call('HGET', KEYS[1], 'token') or ''
 redis.call('HSET', KEYS[1], 'token', ARGV[1], 'member', ARGV[2], 'at', ARGV[3])
@@ -33,4 +35,5 @@ return {
   redis.call('HGETALL', KEYS[2]),
   redis.call('HGET', KEYS[1], 'settled') or '',
   ARGV[1],
+  redis.call('HGET', KEYS[1], 'clock') or '',
 }

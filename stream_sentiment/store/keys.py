@@ -3,8 +3,9 @@
 Pure functions. In: group, topic, partition and ids of any content. Out: key strings. Raises `ConfigurationError` for a group or a
 prefix that would break the hash tag.
 
-    <prefix>:{<group>:<topic>:<partition>}:meta              hash    token, wm, member, at, partitions
+    <prefix>:{<group>:<topic>:<partition>}:meta              hash    token, wm, member, at, clock, partitions
     <prefix>:{<group>:<topic>:<partition>}:outbox            hash    <offset>:<sequence> -> encoded record
+    <prefix>:{<group>:<topic>:<partition>}:due               zset    conversation -> when a timer of it falls due
     <prefix>:{<group>:<topic>:<partition>}:c:<conversation>  string  state, with a time to live
     <prefix>:{<group>:<topic>:<partition>}:storm:<tenant>    string  what the storm guard has counted, with a time to live
 
@@ -95,16 +96,26 @@ def outbox_field(offset: int, sequence: int) -> str:
     return f"{offset}:{sequence}"
 
 
-def outbox_order(field: str) -> tuple[int, int, int]:
+def tick_field(watermark: int, due_ms: int, sequence: int, token: str) -> str:
+    """The name of a timer's entry: the watermark at which it fired, when it fell due, its number, and the token of its tick, since
+    the next owner may tick at the same watermark while this entry waits."""
+    return f"{watermark}:t:{due_ms}:{sequence}:{token}"
+
+
+def outbox_order(field: str) -> tuple[int, ...]:
     """Sort key that puts outbox entries into the order in which they must be published.
 
-    An erasure's entry `<watermark>:e:<token>:<n>` (erase.lua) comes after all entries of events before that watermark, and
-    before those of the event at it.
+    A timer's entries `<watermark>:t:<due>:<n>:<token>` and then an erasure's `<watermark>:e:<token>:<n>` (erase.lua) come after all
+    entries of events before that watermark, and before those of the event at it. Two timers of one conversation fire in the order
+    in which they fell due.
     """
     offset, _, rest = field.partition(":")
+    if rest.startswith("t:"):
+        _, due, number, _ = rest.split(":", 3)
+        return int(offset), 0, int(due), int(number)
     if rest.startswith("e:"):
-        return int(offset), 0, int(rest.rpartition(":")[2])
-    return int(offset), 1, int(rest)
+        return int(offset), 1, int(rest.rpartition(":")[2])
+    return int(offset), 2, int(rest)
 
 
 class PartitionKeys:
@@ -139,6 +150,9 @@ class PartitionKeys:
 
     def outbox(self, tp: TopicPartition) -> str:
         return self.base(tp) + "outbox"
+
+    def due(self, tp: TopicPartition) -> str:
+        return self.base(tp) + "due"
 
     def conversation(self, tp: TopicPartition, conversation: str) -> str:
         """The key of a state; `conversation` is a `conversation_key` or a `storm_key`."""

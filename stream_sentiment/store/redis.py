@@ -1,4 +1,6 @@
-"""The state store: acquire, initialise, load, apply, forget; find and erase for a person. The words are those of docs/delivery.md.
+"""The state store: acquire, initialise, load, apply, due, tick, forget; find and erase for a person.
+
+The words are those of docs/delivery.md.
 
 In: tokens, watermarks, encoded states and records. Out: what Redis holds, and whether a write counted. Every call is one round trip for
 any number of partitions, blocks until its deadline while Redis is away, and raises `StoreUnavailable` or `StoreRefused`. Every call may
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from stream_sentiment.clock import Clock, SystemClock
@@ -29,10 +32,14 @@ ACQUIRE: Final = Script("acquire.lua")
 INITIALISE: Final = Script("initialise.lua")
 LOAD: Final = Script("load.lua")
 APPLY: Final = Script("apply.lua")
+DUE: Final = Script("due.lua")
+TICK: Final = Script("tick.lua")
 FORGET: Final = Script("forget.lua")
 SETTLE: Final = Script("settle.lua")
 ERASE: Final = Script("erase.lua")
-SCRIPTS: Final = (ACQUIRE, INITIALISE, LOAD, APPLY, FORGET, SETTLE, ERASE)
+SCRIPTS: Final = (ACQUIRE, INITIALISE, LOAD, APPLY, DUE, TICK, FORGET, SETTLE, ERASE)
+
+NO_DEADLINES: Final[Mapping[str, int | None]] = MappingProxyType({})
 
 
 class ApplyOutcome(StrEnum):
@@ -70,7 +77,8 @@ class PartitionBatch(NamedTuple):
 
     `first` is the watermark the caller holds, never the first record's offset; `next` is the last record's offset + 1: logs have holes.
     `states` maps `conversation_key` or `storm_key` to the encoded state, None to delete it; `outputs` maps `outbox_field` to the
-    encoded record.
+    encoded record. `deadlines` maps `conversation_key` to the event time at which a timer falls due, None where none does any more;
+    those that are not named stay. `clock` is what `Acquired.clock` gives the next owner; "" leaves it.
     """
 
     tp: TopicPartition
@@ -79,6 +87,39 @@ class PartitionBatch(NamedTuple):
     next: int
     states: Mapping[str, bytes | None]
     outputs: Mapping[str, bytes]
+    deadlines: Mapping[str, int | None] = NO_DEADLINES
+    clock: str = ""
+
+
+class DueRequest(NamedTuple):
+    """Conversations with a timer that falls due by event time `now_ms` are wanted, `limit` at most."""
+
+    tp: TopicPartition
+    token: str
+    watermark: int
+    now_ms: int
+    limit: int
+
+
+class DueResult(NamedTuple):
+    """`conversations` are `conversation_key`s, the longest overdue first; `later_ms` is the first deadline after the moment asked for,
+    None where there is none. Both empty unless the outcome is OK."""
+
+    outcome: ApplyOutcome
+    conversations: list[str]
+    later_ms: int | None
+
+
+class TickBatch(NamedTuple):
+    """What fell due in a partition while nobody wrote. The caller's token is `next_token` afterwards, a new UUID."""
+
+    tp: TopicPartition
+    token: str
+    next_token: str
+    watermark: int
+    states: Mapping[str, bytes]
+    outputs: Mapping[str, bytes]
+    deadlines: Mapping[str, int | None]
 
 
 class ApplyResult(NamedTuple):
@@ -103,6 +144,8 @@ class Acquired:
     previous_token: str = ""
     settled: bytes = b""
     """What the last owner's `settle` stored; empty where none did."""
+    clock: str = ""
+    """What the last `apply` that named one stored; empty where none did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +244,8 @@ class StateStore:
             _with_another_token,
         )
         acquired = []
-        for (tp, _), (watermark, partitions, previous, flat, settled, token) in zip(assignments, replies, strict=True):
+        for (tp, _), reply in zip(assignments, replies, strict=True):
+            watermark, partitions, previous, flat, settled, token, clock = reply
             entries = {name.decode(): record for name, record in zip(flat[::2], flat[1::2], strict=True)}
             acquired.append(
                 Acquired(
@@ -212,6 +256,7 @@ class StateStore:
                     _number(partitions),
                     previous.decode(),
                     settled,
+                    clock.decode(),
                 )
             )
         return acquired
@@ -261,18 +306,59 @@ class StateStore:
         After StoreUnavailable some batches may be written: send the same batches again, ALREADY then tells which.
         """
         commands: list[Command] = []
-        for tp, token, first, following, states, outputs in batches:
+        for tp, token, first, following, states, outputs, deadlines, clock in batches:
             if following <= first:
                 raise ValueError(f"{tp}: an empty batch [{first}, {following}) cannot be applied")
-            base = self._keys.base(tp)
-            command: list[str | bytes | int] = ["EVALSHA", APPLY.sha, 2 + len(states), base + "meta", base + "outbox"]
-            command += [self._keys.conversation(tp, name) for name in states]
-            command += (token, first, following, self._ttl)
+            command = self._writing(APPLY, tp, states)
+            command += (token, first, following, self._ttl, clock)
             command += [state or b"" for state in states.values()]
-            for entry in outputs.items():
-                command += entry
+            command += _changes(deadlines, outputs)
             commands.append(command)
         return [_apply_result(reply) for reply in self._run(commands, deadline)]
+
+    def due(self, requests: Sequence[DueRequest], *, deadline: float | None = None) -> list[DueResult]:
+        """Which conversations a timer of which has fallen due; their states are decided on after `load`. Fenced like it."""
+        commands = [
+            self._script(
+                DUE,
+                (self._keys.meta(request.tp), self._keys.due(request.tp)),
+                (request.token, request.watermark, request.now_ms, request.limit),
+            )
+            for request in requests
+        ]
+        results = []
+        for reply in self._run(commands, deadline):
+            if reply[0] == b"OK":
+                later = float(reply[2]) if reply[2] else None
+                names = [name.decode() for name in reply[1]]
+                results.append(DueResult(ApplyOutcome.OK, names, None if later is None else int(later)))
+            else:
+                results.append(DueResult(_OUTCOMES[reply[0]], [], None))
+        return results
+
+    def tick(self, batches: Sequence[TickBatch], *, deadline: float | None = None) -> list[ApplyResult]:
+        """Writes each partition's ticked states, outputs and deadlines, or nothing of it, and changes the owner's token.
+
+        After StoreUnavailable send the same batches again; ALREADY says that it was in: acquire again, the outbox has the outputs.
+        """
+        commands: list[Command] = []
+        for tp, token, next_token, watermark, states, outputs, deadlines in batches:
+            command = self._writing(TICK, tp, states)
+            command += (token, next_token, watermark, self._ttl)
+            command += states.values()
+            command += _changes(deadlines, outputs)
+            commands.append(command)
+        return [_apply_result(reply) for reply in self._run(commands, deadline)]
+
+    def _writing(
+        self, script: Script, tp: TopicPartition, states: Mapping[str, bytes | None]
+    ) -> list[str | bytes | int]:
+        """The beginning of a call of APPLY or TICK."""
+        base = self._keys.base(tp)
+        command: list[str | bytes | int] = ["EVALSHA", script.sha, 3 + len(states)]
+        command += (base + "meta", base + "outbox", base + "due")
+        command += [self._keys.conversation(tp, name) for name in states]
+        return command
 
     def forget(
         self, tp: TopicPartition, token: str, fields: Sequence[str], *, deadline: float | None = None
@@ -334,9 +420,10 @@ class StateStore:
         False: a state changed since `find` returned it; find again and try again. The owner notices by FENCED, see erase.lua.
         """
         [tp] = {erasure.found.tp for erasure in erasures}
-        keys = [self._keys.meta(tp), self._keys.outbox(tp)]
+        keys = [self._keys.meta(tp), self._keys.outbox(tp), self._keys.due(tp)]
         keys += [self._keys.conversation(tp, erasure.found.conversation) for erasure in erasures]
         arguments: list[str | bytes] = [token, *[erasure.found.state for erasure in erasures]]
+        arguments += [erasure.found.conversation for erasure in erasures]
         arguments += [record for erasure in erasures for record in erasure.outputs]
         [reply] = self._run([self._script(ERASE, keys, arguments)], deadline)
         return bool(reply[0] == b"OK")
@@ -375,6 +462,16 @@ def _with_another_token(command: Command, sending: int) -> Command:
     first_argument = 3 + int(command[2])
     token = f"{command[first_argument]!s}/{sending}"
     return (*command[:first_argument], token, *command[first_argument + 1 :])
+
+
+def _changes(deadlines: Mapping[str, int | None], outputs: Mapping[str, bytes]) -> list[str | bytes | int]:
+    """The end of a call of APPLY or TICK."""
+    arguments: list[str | bytes | int] = [len(deadlines)]
+    for name, at in deadlines.items():
+        arguments += (name, "" if at is None else at)
+    for field_and_record in outputs.items():
+        arguments += field_and_record
+    return arguments
 
 
 def _apply_result(reply: list[Any]) -> ApplyResult:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from stream_sentiment.backtest.conversations import read_conversations
 from stream_sentiment.backtest.decide import by_labels, by_model, decide, with_noise
 from stream_sentiment.backtest.picture import precision_recall_svg
 from stream_sentiment.backtest.run import alerts_of, compare, figures, parse_sweep, run, sweep
-from stream_sentiment.backtest.scores import ScoreCache
+from stream_sentiment.backtest.scores import ScoreCache, gold_score
 from stream_sentiment.cli.main import app
 from stream_sentiment.errors import ConfigurationError
 from stream_sentiment.escalation.rules import load_rules, parse_rules
@@ -140,10 +143,10 @@ EVENTS.append({"conversation_id": "c", "tenant_id": "t", "channel": "pigeon", "c
 def test_decisions_are_the_workers_on_the_same_events(tmp_path: Path, corrected: bool) -> None:
     """The worker's own `RecordFolder` on one side, the back-test on the other."""
     rules, scorer = load_rules(None), StubScorer()
-    settings = Settings()
-    settings.corrections.rules.update({rule.id: corrected for rule in load_corrections()})
+    defaults = Settings()
+    defaults.corrections.rules.update({rule.id: corrected for rule in load_corrections()})
     counted: list[tuple[str, ...]] = []
-    folder = RecordFolder(settings, rules, scorer.info, SimpleNamespace(scored_chat=lambda *a: None))
+    folder = RecordFolder(defaults, rules, scorer.info, SimpleNamespace(scored_chat=lambda *a: None))
     epoch = Epoch(TopicPartition("chat.messages", 0), "chat", "token", 0)
     tally = SimpleNamespace(count=lambda *a: counted.append(a), observe=lambda *a: None)
     batch = Batch(epoch, [], tally)
@@ -163,7 +166,7 @@ def test_decisions_are_the_workers_on_the_same_events(tmp_path: Path, corrected:
 
     (conversation,) = read_conversations(write(tmp_path / "events.jsonl", EVENTS))
     texts = {m.text: scorer.score([m.text])[0] for m in conversation.messages if m.text is not None}
-    corrector = Corrector.of(settings.corrections, scorer.info)
+    corrector = Corrector.of(defaults.corrections, scorer.info)
     decisions = decide(conversation, rules, by_model(texts, rules.finder(scorer.info), corrector))
     assert worker
     assert any(name == "corrections_total" for name, *_ in counted) == corrected
@@ -359,3 +362,90 @@ def test_a_range_is_for_topics_only(tmp_path: Path) -> None:
     path = write(tmp_path / "c.jsonl", LABELLED)
     done = CliRunner().invoke(app, ["backtest", str(path), "--labels", "--from", "17"])
     assert isinstance(done.exception, ConfigurationError)
+
+
+WAITING = """
+version: 1
+defaults: {cooldown: 0, state: {half_life: null, ttl: 2h}, close: {for_messages: 1}}
+rules:
+  - {id: low, when: {rolling_score: {open: -0.5, close: -0.1}}}
+  - id: unanswered
+    when: {all: [{rolling_score: {open: -0.2}}, {agent_response_gap: 10m}]}
+    severity: error
+"""
+# Minutes, who, and what is said: silence that is long enough, silence that is not, an answer, and a long silence at the end.
+LINES = [(0, "customer", "n"), (3, "customer", "n"), (20, "agent", "a"), (21, "customer", "n"), (25, "agent", "a")]
+LINES += [(26, "customer", "+"), (27, "customer", "+"), (30, "customer", "n"), (31, "customer", "n")]
+START_MS = 1_767_000_000_000
+
+
+def worker_decisions(
+    rules: Any, ticks: list[int], silence_ms: int
+) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """What the worker's folder tells of LINES when it also ticks at these times, and when it does not tick before the end."""
+    words = {"n": -0.9, "+": 0.9}
+    told: list[list[tuple[Any, ...]]] = []
+    for moments in (ticks, []):
+        folder = RecordFolder(Settings(), rules, StubScorer().info, SimpleNamespace(scored_chat=lambda *a: None))
+        epoch = Epoch(TopicPartition("chat.messages", 0), "chat", "token", 0)
+        epoch.states["k"] = (None, 0.0)
+        tally = SimpleNamespace(count=lambda *a: None, observe=lambda *a: None)
+        batch, waiting = Batch(epoch, [], tally), sorted(moments)
+        for offset, (minute, role, text) in enumerate(LINES):
+            at = START_MS + minute * 60_000
+            while waiting and epoch.states["k"][0] is not None and waiting[0] < at:
+                folder.tick(batch, "k", epoch.states["k"][0], waiting.pop(0), "token", Moment.at(0))
+            event = {
+                "tenant_id": "t",
+                "conversation_id": "c",
+                "message_id": f"m{offset}",
+                "created_at": "2025-12-29T09:20:00+00:00",
+                "channel": "web_chat",
+                "sender": {"role": role},
+                "text": text,
+                "type": "chat.message.created",
+            }
+            decoded = decode("chat", orjson.dumps(event), {}, 1 << 20)._replace(at_ms=at)
+            record = Record(epoch, offset, at, 0, b"k", b"", None, decoded)
+            record.text, record.conversation = (text, "k") if role == "customer" else (None, "k")
+            if role == "customer":
+                label = "negative" if words[text] < 0 else "positive"
+                record.score = gold_score({"polarity": label, "emotion": "neutral"})
+            folder.fold(batch, record, Moment.at(0))
+        folder.tick(
+            batch, "k", epoch.states["k"][0], START_MS + LINES[-1][0] * 60_000 + silence_ms, "end", Moment.at(0)
+        )
+        fields = ("action", "escalation_id", "revision", "severity", "reason", "resolution", "opened_at", "score")
+        told.append([tuple(orjson.loads(entry.value)[name] for name in fields) for entry, _ in batch.outputs.values()])
+    return told[0], told[1]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, 40 * 60).map(lambda s: START_MS + s * 1000), max_size=12))
+def test_decisions_with_timers_are_the_same_however_often_the_worker_ticked(ticks: list[int]) -> None:
+    ticked, untouched = worker_decisions(parse_rules(WAITING), ticks, silence_ms=3 * 3_600_000)
+    assert ticked == untouched
+    assert [told[0] for told in untouched].count("opened") >= 2
+
+
+def test_decisions_of_a_silence_at_the_end_are_the_workers(tmp_path: Path) -> None:
+    rules = parse_rules(WAITING)
+    words = {"n": "negative", "+": "positive"}
+    messages = [
+        {"role": role, "text": "x", "offset_s": minute * 60, "message_id": f"m{place}"}
+        | ({"polarity": words[text], "emotion": "neutral"} if role == "customer" else {})
+        for place, (minute, role, text) in enumerate(LINES)
+    ]
+    row = {"id": "c", "tenant_id": "t", "started_at": "2025-12-29T09:20:00+00:00", "messages": messages}
+    start = round(datetime.fromisoformat(row["started_at"]).timestamp() * 1000)
+    assert start == START_MS
+    for silence_s, last in ((0, None), (300, None), (700, "unanswered"), (3 * 3600, "expired")):
+        (conversation,) = read_conversations(write(tmp_path / "c.jsonl", [{**row, "silence_s": silence_s}]))
+        decisions = decide(conversation, rules, by_labels())
+        worker, _ = worker_decisions(rules, [], silence_s * 1000)
+        assert [(d.transition.action, d.transition.escalation_id, d.transition.reason) for d in decisions] == [
+            (told[0], told[1], told[4]) for told in worker
+        ]
+        ends = decisions[-1].transition
+        assert last in (None, ends.trigger.kind, ends.resolution)
+        assert decisions[-1].message_index == len(LINES) - 1 or last is None

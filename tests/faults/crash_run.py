@@ -162,6 +162,8 @@ class CrashRun:
             "redis.url": self.redis.url,
             "model.stub": "true",
             "rules.path": str(self.rules),
+            # The conversations of this traffic have clocks of their own, hours apart; timers under kills: tests/live/test_timers.py.
+            "worker.timers": "false",
             "model.threads": "1",
             "intake.max_event_bytes": str(MAX_EVENT_BYTES),
             "intake.window_events": "32",  # many small windows: many points at which to be killed

@@ -10,7 +10,16 @@ from collections.abc import Callable
 import fakeredis
 import pytest
 
-from stream_sentiment.store import ApplyOutcome, Erasure, LoadRequest, PartitionBatch, StateStore, TopicPartition
+from stream_sentiment.store import (
+    ApplyOutcome,
+    DueRequest,
+    Erasure,
+    LoadRequest,
+    PartitionBatch,
+    StateStore,
+    TickBatch,
+    TopicPartition,
+)
 from stream_sentiment.store.errors import Fenced
 from stream_sentiment.store.redis import _with_another_token
 from tests.protocol.fuzz import ALREADY_GUARD, GAP_GUARD, TOKEN_GUARD, without
@@ -100,6 +109,75 @@ def a_batch_before_the_first_start_is_applied(store: StateStore) -> bool:
         return True
 
 
+def ticked(
+    store: StateStore, token: str, next_token: str, watermark: int, state: bytes, **outputs: bytes
+) -> ApplyOutcome:
+    fields = {f"{watermark}:t:1:0:{next_token}": record for record in outputs.values()}
+    return store.tick([TickBatch(TP, token, next_token, watermark, {ANN: state}, fields, {ANN: None})])[0].outcome
+
+
+def a_tick_sent_twice_is_no_success(store: StateStore) -> bool:
+    """The reply was lost; the owner must learn that its tick is in, not that it has lost the partition."""
+    owned(store, "owner")
+    ticked(store, "owner", "owner/2", 0, b"expired")
+    return ticked(store, "owner", "owner/2", 0, b"expired") is not ApplyOutcome.ALREADY
+
+
+def a_late_copy_of_a_tick_takes_a_later_tick_back(store: StateStore) -> bool:
+    """Two timers of one conversation at one watermark; the first tick's first copy lay in a socket's buffer."""
+    owned(store, "owner")
+    ticked(store, "owner", "owner/2", 0, b"opened", a=b"opened")
+    ticked(store, "owner/2", "owner/3", 0, b"expired", a=b"expired")
+    ticked(store, "owner", "owner/2", 0, b"opened", a=b"opened")
+    return state(store) != b"expired"
+
+
+def an_owner_goes_on_from_a_tick_that_a_failover_took_back(store: StateStore) -> bool:
+    """The watermark is where it was before the tick, so only the token can tell: the failover brings the old one back."""
+    owned(store, "owner")
+    store.apply([one("owner", 0, 1, b"waiting")])
+    server = store.link.client  # type: ignore[attr-defined]
+    kept = {key: server.dump(key) for key in server.keys("*")}
+    ticked(store, "owner", "owner/2", 1, b"opened", a=b"opened")
+    held = server.hget(f"ss:{{fuzz:{TP.topic}:{TP.partition}}}:meta", "token").decode()
+    server.flushdb()
+    for key, value in kept.items():
+        server.restore(key, 0, value)
+    return store.apply([one(held, 1, 2, b"opened and answered")])[0].outcome is ApplyOutcome.OK
+
+
+def a_zombie_ticks(store: StateStore) -> bool:
+    owned(store, "zombie")
+    owned(store, "owner")
+    ticked(store, "zombie", "zombie/2", 0, b"expired")
+    return state(store) is not None
+
+
+def a_tick_skips_events_that_redis_lost(store: StateStore) -> bool:
+    """A failover took the watermark from 5 back to 3, and the token is that of the owner."""
+    owned(store, "owner", start=3)
+    ticked(store, "owner", "owner/2", 5, b"v1..v6, expired; but 3 and 4 are gone")
+    return state(store) is not None
+
+
+def a_zombie_looks_for_timers(store: StateStore) -> bool:
+    owned(store, "zombie")
+    owned(store, "owner")
+    return store.due([DueRequest(TP, "zombie", 0, 10, 10)])[0].outcome is ApplyOutcome.OK
+
+
+def timers_are_looked_for_where_redis_lost_events(store: StateStore) -> bool:
+    owned(store, "owner", start=3)
+    return store.due([DueRequest(TP, "owner", 5, 10, 10)])[0].outcome is ApplyOutcome.OK
+
+
+def an_erased_conversations_timer_stays(store: StateStore) -> bool:
+    owned(store, "owner")
+    store.apply([one("owner", 0, 1, b"waiting")._replace(deadlines={ANN: 100})])
+    store.erase([Erasure(store.find(TP.topic, ANN)[0])], "eraser")
+    return store.due([DueRequest(TP, "eraser", 1, 100, 10)])[0].conversations != []
+
+
 def a_zombie_moves_the_watermark(store: StateStore) -> bool:
     """The zombie resolved the start offset before it stalled, and initialises late."""
     store.acquire([(TP, "zombie")], "zombie")
@@ -174,8 +252,13 @@ def an_erasure_sent_twice_is_told_that_it_failed(store: StateStore) -> bool:
 LOAD_GAP_GUARD = "if tonumber(stored) ~= tonumber(ARGV[2]) then\n  return {'GAP', stored}\nend\n"
 ABSENT = "if not stored then\n  return {'GAP', ''}\nend\n"
 ERASE_FENCE = "redis.call('HSET', KEYS[1], 'token', ARGV[1], 'member', 'erasure')\n"
-ERASE_COMPARE = "  if redis.call('GET', KEYS[2 + i]) ~= ARGV[1 + i] then\n    return {'CHANGED', i}\n  end\n"
+ERASE_COMPARE = "  if redis.call('GET', KEYS[3 + i]) ~= ARGV[1 + i] then\n    return {'CHANGED', i}\n  end\n"
 ERASE_TWICE = "if redis.call('HGET', KEYS[1], 'token') == ARGV[1] then\n  return {'OK', 0}\nend\n"
+
+TICK_GAP_GUARD = "if tonumber(stored) ~= tonumber(ARGV[3]) then\n  return {'GAP', stored}\nend\n"
+TICK_TWICE = "if token == ARGV[2] then\n  return {'ALREADY', stored}\nend\n"
+TICK_TOKEN = "redis.call('HSET', KEYS[1], 'token', ARGV[2])\n"
+ERASE_DUE = "  redis.call('ZREM', KEYS[3], ARGV[n + 1 + i])\n"
 
 NOT_STORED = "if not stored or stored == ARGV[3] then\n"
 
@@ -211,6 +294,14 @@ GUARDS: list[tuple[Callable[[StateStore], bool], Callable[[str, str], str]]] = [
     (a_zombie_forgets_an_entry_that_was_made_anew, without("forget.lua", TOKEN_GUARD)),
     (an_erasure_removes_what_the_eraser_never_saw, without("erase.lua", ERASE_COMPARE)),
     (an_erasure_sent_twice_is_told_that_it_failed, without("erase.lua", ERASE_TWICE)),
+    (a_tick_sent_twice_is_no_success, without("tick.lua", TICK_TWICE)),
+    (a_late_copy_of_a_tick_takes_a_later_tick_back, without("tick.lua", TOKEN_GUARD)),
+    (an_owner_goes_on_from_a_tick_that_a_failover_took_back, without("tick.lua", TICK_TOKEN)),
+    (a_zombie_ticks, without("tick.lua", TOKEN_GUARD)),
+    (a_tick_skips_events_that_redis_lost, without("tick.lua", TICK_GAP_GUARD)),
+    (a_zombie_looks_for_timers, without("due.lua", TOKEN_GUARD)),
+    (timers_are_looked_for_where_redis_lost_events, without("due.lua", LOAD_GAP_GUARD)),
+    (an_erased_conversations_timer_stays, without("erase.lua", ERASE_DUE)),
 ]
 
 

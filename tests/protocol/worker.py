@@ -12,9 +12,19 @@ from enum import StrEnum
 from typing import TypeVar
 from uuid import UUID
 
-from stream_sentiment.store import ApplyOutcome, Erasure, LoadRequest, PartitionBatch, StoreUnavailable, TopicPartition
+from stream_sentiment.store import (
+    ApplyOutcome,
+    DueRequest,
+    Erasure,
+    LoadRequest,
+    PartitionBatch,
+    StoreUnavailable,
+    TickBatch,
+    TopicPartition,
+    tick_field,
+)
 from stream_sentiment.store.errors import Fenced
-from tests.protocol.model import Output, State, outputs_of
+from tests.protocol.model import Output, State, due, fire, outputs_of
 from tests.protocol.world import World
 
 T = TypeVar("T")
@@ -25,6 +35,10 @@ LEARNS = 0.15
 
 FORGETS = 0.4
 """Chance, per round, that delivered entries are removed from the outbox: removal is batched and may come any time later."""
+
+
+TICKS = 0.2
+"""Chance, per round, that a worker looks for timers that have fallen due."""
 
 
 SETTLES = 0.2
@@ -39,6 +53,7 @@ class Publishing(StrEnum):
     """`output.exactly_once`: one fenced producer per partition; what the topic holds already is not published again."""
     UNFENCED = "control: transactional without the fence"
     UNPROBED = "control: transactional without the search"
+    TIMERLESS = "control: settled before lost timers are redone"
     BARRIERLESS = "control: settled before lost events are redone"
     HASTY = "control: settled before the entries are forgotten"
 
@@ -56,6 +71,10 @@ class Partition:
     present: frozenset[str] = frozenset()
     unsettled: set[str] = field(default_factory=set)
     mark: tuple[int, set[str]] | None = None
+    idle: bool = False
+    """Nothing was due when it was last looked."""
+    timers_run: bool = False
+    """Whether nothing was found due once, after the barrier had been reached: a lost timeline's timers are redone."""
     barrier: int = 0
     """End of the input when the producer was opened: what was read before lies below, in this timeline or in a lost one."""
 
@@ -112,8 +131,12 @@ class Worker:
                     yield from self.forget(partition)
                 if self.publishing is not Publishing.IDEMPOTENT and self.rng.random() < SETTLES:
                     yield from self.settle(partition)
+                if partition.tp in self.partitions and (not batches or self.rng.random() < TICKS):
+                    yield from self.tick(partition)
             yield
-            if not batches and not any(partition.delivered for partition in self.partitions.values()):
+            if not batches and not any(
+                partition.delivered or not partition.idle for partition in self.partitions.values()
+            ):
                 return
 
     def attempt(self, call: Callable[[], T]) -> Steps[T]:
@@ -195,7 +218,10 @@ class Worker:
                     states[record.conversation] = state.encode()
                 yield
             encoded = {name: output.encode() for name, output in outputs.items()}
-            batches.append(PartitionBatch(partition.tp, partition.token, partition.watermark, end, states, encoded))
+            timers = {name: due(partition.cache[name]) for name in states}
+            batches.append(
+                PartitionBatch(partition.tp, partition.token, partition.watermark, end, states, encoded, timers)
+            )
             all_outputs.append(outputs)
         return batches, all_outputs
 
@@ -208,10 +234,63 @@ class Worker:
                 continue
             if result.outcome is ApplyOutcome.OK:
                 partition.watermark = batch.next
+                partition.idle = False
                 yield from self.publish(partition, outputs)
                 self.world.commit(batch.tp, batch.next, self.world.watermark(batch.tp))
             else:
                 yield from self.acquire_again(batch.tp)
+
+    def tick(self, partition: Partition) -> Steps[None]:
+        """Timers: what is due by the watermark, in any number of conversations, under a new token."""
+        request = DueRequest(
+            partition.tp, partition.token, partition.watermark, partition.watermark, self.rng.randint(1, 3)
+        )
+        [found] = yield from self.attempt(lambda: self.store.due([request]))
+        if found.outcome is not ApplyOutcome.OK:
+            yield from self.acquire_again(partition.tp)
+            return
+        if not found.conversations:
+            partition.idle = True
+            partition.timers_run |= partition.watermark >= partition.barrier
+            return
+        partition.idle = False
+        names = [name for name in found.conversations if name not in partition.cache]
+        if names:
+            load = LoadRequest(partition.tp, partition.token, partition.watermark, names)
+            [loaded] = yield from self.attempt(lambda: self.store.load([load]))
+            if loaded.outcome is not ApplyOutcome.OK:
+                yield from self.acquire_again(partition.tp)
+                return
+            partition.cache.update(
+                {name: State.decode(state) for name, state in zip(names, loaded.states, strict=True)}
+            )
+        token = self.new_token()
+        outputs: dict[str, Output] = {}
+        states: dict[str, bytes] = {}
+        for name in found.conversations:
+            state = partition.cache[name]
+            noise = self.rng.randrange(1_000_000) if self.world.noisy else 0
+            at = due(state)
+            output = fire(partition.tp, state, noise)
+            if output is not None and at is not None:
+                outputs[tick_field(partition.watermark, at, len(outputs), token)] = output
+                states[name] = state.encode()
+            yield
+        batch = TickBatch(
+            partition.tp,
+            partition.token,
+            token,
+            partition.watermark,
+            states,
+            {field: output.encode() for field, output in outputs.items()},
+            dict.fromkeys(found.conversations),
+        )
+        [result] = yield from self.attempt(lambda: self.store.tick([batch]))
+        if result.outcome is ApplyOutcome.OK:
+            partition.token = partition.token if self.world.keeps_token else token
+            yield from self.publish(partition, outputs)
+        else:
+            yield from self.acquire_again(partition.tp)
 
     def publish(self, partition: Partition, outputs: dict[str, Output]) -> Steps[None]:
         """Step 5: at any point between two records the worker may die."""
@@ -241,9 +320,13 @@ class Worker:
     def settle(self, partition: Partition) -> Steps[None]:
         """Move the start of later searches up: first take a position, then wait until all entries of that time are forgotten.
 
-        Not before the input up to the barrier is applied: a lost timeline's copies of events that are still to be redone lie below.
+        Not before the input up to the barrier is applied and its timers have fired: a lost timeline's copies of what is still to be
+        redone lie below.
         """
         if partition.watermark < partition.barrier and self.publishing is not Publishing.BARRIERLESS:
+            return
+        hasty = self.publishing in (Publishing.TIMERLESS, Publishing.BARRIERLESS, Publishing.HASTY)
+        if not partition.timers_run and not hasty:
             return
         if partition.mark is None:
             partition.mark = (len(self.world.topic), set(partition.unsettled))

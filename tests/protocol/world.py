@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from stream_sentiment.store.connection import Command, Link
 from stream_sentiment.store.errors import StoreFault, StoreUnavailable
 from stream_sentiment.store.keys import TopicPartition
-from stream_sentiment.store.redis import ACQUIRE, APPLY, ERASE, SCRIPTS, StateStore
+from stream_sentiment.store.redis import ACQUIRE, APPLY, ERASE, SCRIPTS, TICK, StateStore
 from tests.protocol.model import Erased, Output, Record, State
 
 LOST_REPLY = 0.10
@@ -80,6 +80,7 @@ class World:
     notices: set[str] = field(default_factory=set)
     """Ids of the records that tell consumers of an erasure; each must reach the topic."""
     faulty: bool = True
+    keeps_token: bool = False
     failovers: int = 0
     broken_lineages: int = 0
     commits_ahead: int = 0
@@ -134,6 +135,7 @@ class World:
             self.redis.delete(
                 base + "meta",
                 base + "outbox",
+                base + "due",
                 *{base + f"c:{record.conversation}" for record in self.logs[tp] if record.conversation},
             )
             for write in kept:
@@ -162,6 +164,9 @@ class World:
         value = self.redis.hget(f"ss:{{{GROUP}:{tp.topic}:{tp.partition}}}:meta", "wm")
         return None if value is None else int(value)
 
+    def deadlines(self, tp: TopicPartition) -> int:
+        return int(self.redis.zcard(f"ss:{{{GROUP}:{tp.topic}:{tp.partition}}}:due"))
+
     def outbox_size(self, tp: TopicPartition) -> int:
         return int(self.redis.hlen(f"ss:{{{GROUP}:{tp.topic}:{tp.partition}}}:outbox"))
 
@@ -183,24 +188,28 @@ class World:
         return TopicPartition(topic, int(number))
 
     def _states_before(self, command: Command) -> list[bytes | None]:
-        if command[1] != APPLY.sha:
+        if command[1] not in (APPLY.sha, TICK.sha):
             return []
-        keys = command[5 : 3 + int(command[2])]
+        keys = command[6 : 3 + int(command[2])]
         return self.redis.mget(keys) if keys else []
 
     def _check_lineage(self, command: Command, before: list[bytes | None]) -> None:
-        """A written state is the state it overwrites plus events of this batch, or someone worked on a stale copy."""
+        """A written state is the state it overwrites plus events of this batch (or one timer), or someone worked on a stale copy."""
         arguments = command[3 + int(command[2]) :]
-        low, high = int(arguments[1]), int(arguments[2])
-        for old, new in zip(before, arguments[4 : 4 + len(before)], strict=True):
+        ticks = command[1] == TICK.sha
+        low, high = (0, 0) if ticks else (int(arguments[1]), int(arguments[2]))
+        begin = 4 if ticks else 5
+        for old, new in zip(before, arguments[begin : begin + len(before)], strict=True):
             ancestor, state = State.decode(old), State.decode(bytes(new))  # type: ignore[arg-type]
             length = len(ancestor.offsets)
             descends = state.offsets[:length] == ancestor.offsets and state.noise[:length] == ancestor.noise
-            if not descends or not all(low <= offset < high for offset in state.offsets[length:]):
+            added = [offset for offset in state.offsets[length:] if offset >= 0]
+            fits = len(state.offsets) == length + 1 and not added if ticks else all(low <= o < high for o in added)
+            if not descends or not fits:
                 self.broken_lineages += 1
 
     def _note_erasure(self, command: Command) -> None:
         tp = self._partition(command)
-        conversation = str(command[5]).partition(":c:")[2]
-        self.erasures.append(Erased(tp, conversation, self.watermark(tp) or 0))
-        self.notices.update(Output.decode(bytes(record)).id for record in command[8:])  # type: ignore[arg-type]
+        conversation = str(command[6]).partition(":c:")[2]
+        self.erasures.append(Erased(tp, conversation, self.watermark(tp) or 0, bytes(command[8])))  # type: ignore[arg-type]
+        self.notices.update(Output.decode(bytes(record)).id for record in command[10:])  # type: ignore[arg-type]

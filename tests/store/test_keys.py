@@ -15,6 +15,7 @@ from stream_sentiment.store.keys import (
     outbox_field,
     outbox_order,
     split_conversation_key,
+    tick_field,
 )
 
 # Mostly short, sometimes beyond the length that is hashed. No deadline: CI machines are busy.
@@ -109,3 +110,10 @@ def test_a_group_or_prefix_that_breaks_the_hash_tag_is_refused_with_the_remedy(n
 def test_outbox_entries_sort_by_offset_then_number_and_an_erasure_before_the_event_at_its_watermark() -> None:
     fields = [outbox_field(10, 0), outbox_field(9, 11), outbox_field(9, 2), "10:e:0b5c-77:0", "10:e:0b5c-77:1"]
     assert sorted(fields, key=outbox_order) == ["9:2", "9:11", "10:e:0b5c-77:0", "10:e:0b5c-77:1", "10:0"]
+
+
+def test_timers_come_in_the_order_in_which_they_fell_due_after_older_events_and_before_an_erasure() -> None:
+    late, early = tick_field(10, 1_790_000_000_000, 0, "b"), tick_field(10, 999, 1, "a")
+    same = tick_field(10, 999, 2, "c")
+    fields = [outbox_field(10, 0), "10:e:x:0", late, same, early, outbox_field(9, 3)]
+    assert sorted(fields, key=outbox_order) == ["9:3", early, same, late, "10:e:x:0", "10:0"]
