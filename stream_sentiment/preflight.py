@@ -62,6 +62,7 @@ def _rules(settings: Settings, _timeout: float) -> Iterator[Finding]:
 
 
 def _model(settings: Settings, _timeout: float) -> Iterator[Finding]:
+    from stream_sentiment.scoring.corrections import Corrector
     from stream_sentiment.worker import load_scorer
 
     started = time.monotonic()
@@ -75,6 +76,8 @@ def _model(settings: Settings, _timeout: float) -> Iterator[Finding]:
         f"{info.name} {info.version} ({info.precision}) on {provider}, verified and loaded in "
         f"{time.monotonic() - started:.1f} s",
     )
+    corrector = Corrector.of(settings.corrections, info)
+    yield Finding(Level.OK, "corrections", f"{', '.join(corrector.rule_ids) or 'none on'}; version {corrector.version}")
     if settings.model.stub:
         yield Finding(
             Level.WARN, "model", "model.stub is set: scores mean nothing", "unset STREAM_SENTIMENT_MODEL__STUB"

@@ -70,6 +70,9 @@ def corrections(
         list[Path],
         typer.Option("--data", "-d", metavar="FILE", help="Rows with a polarity, or conversations with labels."),
     ],
+    also: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Rows to show beside them; they decide nothing.")
+    ] = None,
     record: Annotated[
         bool, typer.Option(help="Write it into the manifest: rules that help are on for this model from then on.")
     ] = False,
@@ -84,7 +87,8 @@ def corrections(
     from stream_sentiment.scoring.scorer import OnnxScorer
     from stream_sentiment.training import correct, pages
 
-    report = correct.measure(OnnxScorer.load(bundle, device="cpu"), {p.name: correct.read_judged(p) for p in data})
+    sets, others = ({path.name: correct.read_judged(path) for path in paths} for paths in (data, also or []))
+    report = correct.measure(OnnxScorer.load(bundle, device="cpu"), sets, others)
     if record:
         correct.record(bundle, report)
     if page is not None:

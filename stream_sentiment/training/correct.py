@@ -52,29 +52,38 @@ def read_judged(path: Path) -> list[Row]:
     return rows
 
 
-def measure(scorer: OnnxScorer, sets: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """`{version, on, rules: {id: {fixed, broken, neither, p, sets}}, together: {set: {rows, before, after}}}`.
+def measure(
+    scorer: OnnxScorer, sets: Mapping[str, Sequence[Row]], also: Mapping[str, Sequence[Row]] | None = None
+) -> dict[str, Any]:
+    """`{version, on, rules: {id: {fixed, broken, neither, p, sets, elsewhere}}, together: {set: {rows, before, after}}}`.
 
-    `p`: two-sided sign test of fixed against broken. `before` and `after`: polarity macro-F1 without and with the rules that
-    are on, all at once.
+    `sets` decide; `also` are measured and shown (`elsewhere`), and decide nothing. `p`: two-sided sign test of fixed against
+    broken. `before` and `after`: polarity macro-F1 without and with the rules that are on, all at once.
     """
     emotions = scorer.info.emotion_labels
     calibrator = Calibrator(scorer.bundle.heads)
+    also = also or {}
+    every = {**sets, **also}
     judged = {}
-    for name, rows in sets.items():
+    for name, rows in every.items():
         texts = texts_of(rows)
         judged[name] = ([prepare(t).text for t in texts], calibrator.scores(logits_of(scorer, texts)))
     report: dict[str, Any] = {}
     for rule in load_rules():
         alone = Corrector([rule], emotions=emotions)
-        effects = {name: _effect(alone, rows, *judged[name]) for name, rows in sets.items()}
+        effects = {name: _effect(alone, rows, *judged[name]) for name, rows in every.items()}
         by_set = {name: counts for name, counts in effects.items() if any(counts.values())}
-        total = {key: sum(counts[key] for counts in by_set.values()) for key in ("fixed", "broken", "neither")}
-        report[rule.id] = {**total, "p": _sign_test(total["fixed"], total["broken"]), "sets": by_set}
+        total = _total(by_set, sets)
+        report[rule.id] = {
+            **total,
+            "p": _sign_test(total["fixed"], total["broken"]),
+            "sets": by_set,
+            "elsewhere": _total(by_set, also),
+        }
     on = [rule for rule in load_rules() if report[rule.id]["fixed"] > report[rule.id]["broken"]]
     together = Corrector(on, emotions=emotions)
     after = {}
-    for name, rows in sets.items():
+    for name, rows in every.items():
         texts, scores = judged[name]
         gold = np.array([POLARITIES.index(row.polarity or "") for row in rows])
         corrected = [together.correct(text, score)[0] for text, score in zip(texts, scores, strict=True)]
@@ -91,16 +100,27 @@ def record(folder: Path, report: Mapping[str, Any]) -> None:
 
 def markdown(report: Mapping[str, Any]) -> list[str]:
     """The report as lines of a page."""
-    lines = ["| rule | put right | spoiled | wrong either way | p | |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| rule | put right | spoiled | wrong either way | p | | elsewhere: put right | spoiled |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, entry in report["rules"].items():
         state = "on" if name in report["on"] else "off"
         lines.append(
-            f"| `{name}` | {entry['fixed']} | {entry['broken']} | {entry['neither']} | {entry['p']:.2f} | {state} |"
+            f"| `{name}` | {entry['fixed']} | {entry['broken']} | {entry['neither']} | {entry['p']:.2f} | {state} | "
+            f"{entry['elsewhere']['fixed']} | {entry['elsewhere']['broken']} |"
         )
     lines += ["", "| set | rows | macro-F1 without | with the rules that are on |", "|---|---|---|---|"]
     for name, entry in report["together"].items():
         lines.append(f"| {name} | {entry['rows']:,} | {100 * entry['before']:.2f} | {100 * entry['after']:.2f} |")
     return lines
+
+
+def _total(by_set: Mapping[str, Mapping[str, int]], names: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        key: sum(counts[key] for name, counts in by_set.items() if name in names)
+        for key in ("fixed", "broken", "neither")
+    }
 
 
 def _effect(corrector: Corrector, rows: Sequence[Row], texts: Sequence[str], scores: Sequence[Score]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,10 @@ def test_rules_that_put_more_right_than_they_spoil_are_on(tiny_bundle: Path, tmp
     assert (report["rules"]["polite-thanks"]["fixed"], report["rules"]["polite-thanks"]["broken"]) == (0, 1)
     assert report["on"] == ["thanks-sarcastic"]
     assert report["rules"]["emoji-only-positive"]["sets"] == {}
+    reversed_labels = [replace(row, polarity="positive") for row in rows[:2]]
+    warned = correct.measure(OnnxScorer.load(tiny_bundle, device="cpu"), {"rows": rows}, {"other": reversed_labels})
+    assert warned["on"] == report["on"]
+    assert warned["rules"]["thanks-sarcastic"]["elsewhere"] == {"fixed": 0, "broken": 2, "neither": 0}
     assert report["together"]["rows"]["after"] > report["together"]["rows"]["before"]
 
 
@@ -67,7 +72,7 @@ def test_the_command_records_what_is_on_and_fills_the_page(tiny_bundle: Path, tm
     command = ["model", "corrections", str(bundle), "--data", str(data), "--record", "--page", str(page)]
     result = CliRunner().invoke(app, command, catch_exceptions=False)
     assert result.exit_code == 0
-    assert "| `thanks-sarcastic` | 2 | 1 | 0 | 1.00 | on |" in result.stdout
+    assert "| `thanks-sarcastic` | 2 | 1 | 0 | 1.00 | on | 0 | 0 |" in result.stdout
     assert load_bundle(bundle).info.corrections == ("thanks-sarcastic",)
     text = page.read_text("utf-8")
     assert text.startswith("before\n<!-- generated")
