@@ -125,15 +125,6 @@ def shift_of(state: ConversationState) -> float:
     return begin_end_shift(state)[2]
 
 
-def lowest(state: ConversationState) -> Point | None:
-    """The lowest sentiment point of the whole conversation; the first of equals."""
-    return extremes(state)[0]
-
-
-def highest(state: ConversationState) -> Point | None:
-    return extremes(state)[1]
-
-
 def extremes(state: ConversationState) -> tuple[Point | None, Point | None]:
     """Lowest and highest sentiment point of the whole conversation, each the first of its equals."""
     base = state.base

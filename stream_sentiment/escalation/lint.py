@@ -5,6 +5,7 @@ In: the text of a rule file. Out: `Finding`s in the order of the file, none for 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -60,10 +61,23 @@ def validation_findings(error: ValidationError, marks: Marks) -> list[Finding]:
     for item in error.errors():
         if item["type"] == "list_type" and isinstance(item["input"], str):
             continue  # of a severity: the other member of the union says it better
-        path = marks.known(item["loc"])
+        path = marks.known((*item["loc"], *_further(item)))
         mark = marks.of(path)
         findings.append(Finding(mark.line, mark.column, _dotted(path), _message(item)))
     return findings
+
+
+def _further(item: Any) -> tuple[str | int, ...]:
+    """From the place that pydantic names, a rule or the file as a whole, to the key that the mistake is about."""
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if message.startswith("severity"):
+        return ("severity",)
+    if message.startswith("for_messages"):
+        return ("for_messages",)
+    if found := re.match(r"two rules have the id '(.*)'", message):
+        places = [place for place, rule in enumerate(item["input"].get("rules", ())) if rule.get("id") == found[1]]
+        return "rules", places[1], "id"
+    return ()
 
 
 def _message(item: Any) -> str:
@@ -96,12 +110,18 @@ def _compiled(text: str, file: RuleFile, marks: Marks) -> Iterator[Finding]:
             if "mistake(s);" in line:
                 continue
             message = line.strip().removeprefix("rule file rules: ")
-            section = "overrides" if "override" in message else "lexicon" if "lexicon" in message else ""
-            path: tuple[str | int, ...] = (section,) if section else ()
-            if message.startswith("override "):
-                path = ("overrides", int(message.split()[1].rstrip(":")) - 1)
+            path = marks.known(_place_of(message))
             mark = marks.of(path)
             yield Finding(mark.line, mark.column, _dotted(path), message)
+
+
+def _place_of(message: str) -> tuple[str | int, ...]:
+    """Where a mistake stands that was found by applying an override or a lexicon change."""
+    if found := re.match(r"(?:override|with overrides(?: \d+ and)*) (\d+): ", message):
+        return "overrides", int(found[1]) - 1, "set"
+    if found := re.match(r"lexicon: remove: (\w+) has no (\w+) phrase", message):
+        return "lexicon", "remove", found[1], found[2]
+    return ("overrides",) if "override" in message else ("lexicon",) if "lexicon" in message else ()
 
 
 def _never_fires(file: RuleFile, marks: Marks) -> Iterator[Finding]:

@@ -135,10 +135,8 @@ class RuleSet:
             for place, override in enumerate(overrides)
             if all(name in known and known[name] == value for name, value in override.match.items())
         )
-        view = self.views.get(matching)
-        if view is None:
-            view = self.views[matching] = _compile(_override(self.raw, self.file, matching), self.version)
-        return view
+        # Every set that a conversation can match has been compiled when the file was loaded (`_matching_sets`).
+        return self.views[matching]
 
     def view_for(self, state: ConversationState) -> RuleView:
         if not self.file.overrides:

@@ -15,6 +15,7 @@ from stream_sentiment.escalation.explain import explain
 from stream_sentiment.escalation.lint import lint
 from stream_sentiment.escalation.ruleformat import RuleFile
 from stream_sentiment.escalation.rules import DEFAULT_RULES, load_rules, parse_rules
+from stream_sentiment.escalation.yamlmarks import Marks
 
 HEAD = "version: 1\nrules:\n  - id: a\n"
 GOOD = HEAD + "    when: {streak: {length: 2}}\n"
@@ -24,6 +25,7 @@ ROLLING = HEAD + "    when: {rolling_score: {open: -0.4, close: 0.0}}\n"
 BROKEN: dict[str, tuple[str, int, str]] = {
     "no YAML": ("version: [", 1, "no YAML"),
     "a tab": ("version: 1\nrules:\n\t- id: a\n", 3, "no YAML"),
+    "a control character": ("version: 1 \x00", 1, "no YAML"),
     "a list": ("- 1", 1, "top level"),
     "empty": ("", 1, "top level"),
     "no rules": ("version: 1\n", 1, "'rules' is missing"),
@@ -33,7 +35,7 @@ BROKEN: dict[str, tuple[str, int, str]] = {
     "no condition": (HEAD, 3, "'when' is missing"),
     "an empty condition": (HEAD + "    when: {}\n", 4, "every message"),
     "a capital in an id": (GOOD.replace("id: a", "id: Angry"), 3, "lower-case"),
-    "two of one id": (GOOD + "  - id: a\n    when: {streak: {length: 3}}\n", 1, "two rules have the id 'a'"),
+    "two of one id": (GOOD + "  - id: a\n    when: {streak: {length: 3}}\n", 5, "two rules have the id 'a'"),
     "a key twice": (GOOD + "    severity: error\n    severity: info\n", 6, "there twice"),
     "a misspelt key": (GOOD + "    severty: error\n", 5, "did you mean 'severity'?"),
     "a misspelt condition": (HEAD + "    when: {roling_score: {open: -0.4}}\n", 4, "did you mean 'rolling_score'?"),
@@ -81,18 +83,18 @@ BROKEN: dict[str, tuple[str, int, str]] = {
     "a duration with an unknown unit": (GOOD + "    cooldown: 3 min\n", 5, "90s, 30m or 24h"),
     "a timer that counts messages": (
         HEAD + "    when: {agent_response_gap: 3m}\n    for_messages: 2\n",
-        3,
+        5,
         "fires when nobody writes",
     ),
-    "steps without a measure": (GOOD + "    severity: [{at: -0.4, level: error}]\n", 3, "severity steps need"),
+    "steps without a measure": (GOOD + "    severity: [{at: -0.4, level: error}]\n", 5, "severity steps need"),
     "an unreachable severity": (
         ROLLING.replace("-0.4", "-0.6") + "    severity: [{at: -0.4, level: info}, {at: -0.5, level: error}]\n",
-        3,
+        5,
         "info is unreachable",
     ),
     "steps that get milder": (
         ROLLING + "    severity: [{at: -0.4, level: error}, {at: -0.5, level: info}]\n",
-        3,
+        5,
         "graver",
     ),
     "an empty any": (HEAD + "    when: {any: []}\n", 4, "at least 1"),
@@ -114,15 +116,40 @@ BROKEN: dict[str, tuple[str, int, str]] = {
     ),
     "an override of an unknown key": (
         GOOD + "overrides:\n  - {match: {channel: sms}, set: {rules.a.enable: 1}}\n",
-        5,
+        6,
         "enable",
     ),
     "an override to a wrong value": (
         GOOD + "overrides:\n  - {match: {channel: sms}, set: {state.alpha: 2}}\n",
-        5,
+        6,
         "alpha",
     ),
-    "a lexicon without such a phrase": (GOOD + "lexicon:\n  remove: {thanks: {en: [nope]}}\n", 5, "no en phrase"),
+    "overrides that combine too freely": (
+        GOOD
+        + "overrides:\n"
+        + "".join(f"  - {{match: {{attribute_{n}: x}}, set: {{state.alpha: 0.{n + 1}}}}}\n" for n in range(9))
+        + "  - {match: {channel: sms}, set: {state.alpha: 0.5}}\n",
+        5,
+        "make the matches exclusive",
+    ),
+    "a lexicon without such a phrase": (GOOD + "lexicon:\n  remove: {thanks: {en: [nope]}}\n", 6, "no en phrase"),
+    "a storm limit of nothing": (
+        GOOD + "suppress:\n  max_open_per_tenant_per_minute: 0\n",
+        6,
+        "greater than or equal to 1",
+    ),
+    "a misspelt storm limit": (
+        GOOD + "suppress:\n  max_open_per_tenant_per_minut: 5\n",
+        6,
+        "did you mean 'max_open_per_tenant_per_minute'?",
+    ),
+    "an override of the second of two": (
+        GOOD
+        + "overrides:\n  - {match: {channel: sms}, set: {state.alpha: 0.2}}\n"
+        + "  - {match: {channel: sms}, set: {state.alpha: 7}}\n",
+        7,
+        "alpha",
+    ),
 }
 
 
@@ -224,3 +251,23 @@ rules:
     assert explain(file.rules[2], file.defaults) == "switched: switched off."
     assert explain(file.rules[2], file.defaults, "zh") == "switched:已停用。"
     assert "负面、愤怒(概率不低于 0.8)、得分不高于 -0.4、强度不低于 2" in explain(file.rules[0], file.defaults, "zh")
+
+
+def test_a_sentence_may_hold_parts_of_parts_and_half_of_a_message() -> None:
+    file = parse_rules(
+        """
+version: 1
+rules:
+  - {id: nested, when: {all: [{signal: churn}, {message: {max_score: -0.5}}]}}
+  - {id: word, when: {message: {emotion: joy}}}
+"""
+    ).file
+    said = [explain(rule, file.defaults) for rule in file.rules]
+    assert "when the customer says they will leave and the message is scored -0.5 or below;" in said[0]
+    assert "the message is of joy (probability 0.5 or more)" in said[1]
+
+
+def test_the_place_of_what_is_not_there_is_that_of_what_is_around_it() -> None:
+    marks = Marks("a:\n  b: 1\n")
+    assert marks.of(("a", "c", 3)) == marks.of(("a",))
+    assert marks.of(("z",)) == (1, 1)

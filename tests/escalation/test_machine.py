@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -627,3 +628,80 @@ def test_the_event_tells_everything_about_the_conversation_at_that_moment() -> N
 def test_an_alert_of_a_conversation_that_began_anew_is_no_copy_of_the_old_one() -> None:
     # The edit of an old message opens an alert a day later, when the conversation of that name has expired and begun anew.
     assert escalation_id(WHO, START, "m2", "sustained") != escalation_id(WHO, START + 86_400_000, "m2", "sustained")
+
+
+def test_what_was_pending_during_a_cooldown_starts_again_after_a_message_that_does_not_count() -> None:
+    chat = Conversation(
+        """
+version: 1
+defaults: {cooldown: 10m, renotify_every: 0, state: {half_life: null}}
+rules:
+  - {id: now, when: {signal: human_request}}
+  - {id: patient, when: {streak: {length: 1}}, for_messages: 2, severity: error}
+"""
+    )
+    assert chat.say(customer("a", 0, 0.0, signals=["human_request"])) == [("opened", "now", "warning", 1)]
+    assert [t[0] for t in chat.say(event("ended", 1))] == ["resolved"]
+    chat.say(customer("b", 2, -0.5))
+    assert chat.state is not None
+    assert chat.state.escalation is not None
+    assert chat.state.escalation.pending == {"patient": 1}
+    chat.say(customer("c", 3, 0.5))
+    assert (chat.state.escalation.pending, chat.state.escalation.status) == ({}, "cooldown")
+    assert chat.say(customer("d", 4, -0.5)) == []
+    assert chat.say(customer("e", 5, -0.5)) == [
+        ("opened", "patient", "error", 1)
+    ]  # graver than the one that cools down
+
+
+def test_a_message_condition_may_ask_for_a_label() -> None:
+    chat = Conversation("version: 1\nrules: [{id: praise, when: {message: {label: positive}}, severity: info}]\n")
+    assert chat.say(customer("a", 0, -0.9), customer("b", 1, 0.0)) == []
+    assert chat.say(customer("c", 2, 0.9)) == [("opened", "praise", "info", 1)]
+    assert chat.transitions[-1].trigger.observed == 0.9
+
+
+def test_a_reminder_by_a_message_without_score_observes_nothing() -> None:
+    chat = Conversation(
+        """
+version: 1
+defaults: {renotify_every: 1m, state: {half_life: null}}
+rules: [{id: rage, when: {message: {emotion: anger}}, until: conversation_end}]
+"""
+    )
+    chat.say(customer("a", 0, -0.9))
+    assert chat.transitions[-1].trigger.observed == 0.9
+    assert chat.say(customer("b", 90, None, signals=["thanks"])) == [("updated", "rage", "warning", 2)]
+    assert chat.transitions[-1].trigger.observed == 0.0
+
+
+def test_a_message_condition_may_ask_for_an_intensity_where_the_model_has_one() -> None:
+    rules = "version: 1\nrules: [{id: rage, when: {message: {emotion: anger, min_intensity: 2}}}]\n"
+    mild, strong = (
+        turn._replace(score=replace(turn.score, intensity=intensity))
+        for turn, intensity in ((customer("a", 0, -0.9), 1.5), (customer("b", 1, -0.9), 2.0))
+        if turn.score is not None
+    )
+    chat = Conversation(rules)
+    assert chat.say(mild) == []
+    assert chat.say(strong) == [("opened", "rage", "warning", 1)]
+    assert Conversation(rules).say(customer("c", 0, -0.9)) == [("opened", "rage", "warning", 1)]
+
+
+def test_the_end_of_an_alert_on_a_message_without_score_names_that_message() -> None:
+    chat = Conversation("version: 1\nrules: [{id: law, when: {signal: legal_threat}, bypass_cooldown: true}]\n")
+    chat.say(customer("a", 0, None, signals=["legal_threat"]))
+    assert chat.state is not None
+    [expired] = close(chat.state, "expired", START + 86_400_000, chat.rules)
+    assert (expired.message_id, expired.resolution) == ("a", "expired")
+
+
+def test_any_of_one_is_that_one() -> None:
+    chat = Conversation("version: 1\nrules: [{id: a, when: {any: [{streak: {length: 2}}]}}]\n")
+    assert chat.say(*complaints(2, value=-0.5)) == [("opened", "a", "warning", 1)]
+    assert chat.transitions[-1].trigger.kind == "streak"
+
+
+def test_without_overrides_every_conversation_has_the_rules_of_the_file() -> None:
+    rules = parse_rules(SUSTAINED)
+    assert rules.view("anyone", "sms", {"customer_tier": "vip"}) is rules.default

@@ -129,6 +129,14 @@ def test_a_storm_is_summed_up_after_each_of_its_minutes_and_ends_after_a_quiet_o
     assert place.storm.storm is None
 
 
+def test_a_storm_counts_all_and_names_some() -> None:
+    place = Partition("{max_open_per_tenant_per_minute: 1}")
+    for number in range(30):
+        place.turn(f"c{number}", number)
+    assert place.storm.storm is not None
+    assert (place.storm.storm.held_back, len(place.storm.storm.sample)) == (29, 20)
+
+
 def test_a_second_storm_has_an_id_of_its_own() -> None:
     place = Partition()
     for number, at_s in enumerate((0, 1, 2, 240, 241, 242)):
