@@ -40,6 +40,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         made.until(lambda: bool(made.prometheus.query("slo:sli_error:ratio_rate6h")), 60, "recorded series")
         # The statistics of librdkafka come every 10 s.
         made.until(lambda: bool(made.prometheus.query("stream_sentiment_broker_up")), 60, "broker statistics")
+        made.until(lambda: bool(made.prometheus.query("stream_sentiment_prediction_psi")), 60, "a full window of drift")
         yield made
 
 
@@ -106,6 +107,12 @@ def test_every_record_read_has_one_outcome_once_the_system_rests(stack: Stack):
 
 @pytest.mark.parametrize("topic", ["sentiment.scored", "conversation.state", "escalation.events", "sentiment.dlq"])
 def test_as_many_records_are_counted_as_acknowledged_as_the_topic_holds(stack: Stack, topic: str):
+    stack.load.stop()
+    stack.until(
+        lambda: stack.value("stream_sentiment_events_consumed_total") == stack.value("stream_sentiment_events_total"),
+        60,
+        "as many outcomes as records",
+    )
     held = len(read_topic(stack.kafka.bootstrap_servers, topic))
     assert held > 0
     stack.until(

@@ -2,7 +2,7 @@
 
 `rehearse.sh` runs it with SHIFT=1, in real time: the rules are the shipped ones with their windows and their `for`, so it takes
 about 40 minutes. Prints what was done and every alert that began and ended, with the minutes since the shift began. Exit status 1 when
-an alert does not come, or does not end. Only the standard library.
+an alert does not come, or does not end. `shift.py 4 5` plays only these incidents. Only the standard library.
 """
 
 from __future__ import annotations
@@ -81,6 +81,11 @@ def firing() -> set[str]:
         for alert in found
         if alert["state"] == "firing"
     }
+
+
+def causes(names: set[str]) -> set[str]:
+    """Without what looks back over hours: the budgets that the outages of this night have burnt."""
+    return {name for name in names if not name.startswith("ErrorBudget") and not name.endswith("(info)")}
 
 
 def watch(stop: threading.Event) -> None:
@@ -255,16 +260,18 @@ def main() -> None:
         watcher = threading.Thread(target=watch, args=(stop,), daemon=True)
         watcher.start()
         try:
-            for incident in incidents:
-                incident.play()
+            wanted = [int(number) for number in sys.argv[1:]] or range(1, len(incidents) + 1)
+            for number in wanted:
+                incidents[number - 1].play()
         finally:
             for process in flood:
                 process.terminate()
         say("\n--- the shift is over; waiting for what still fires")
-        until(lambda: not {name for name in firing() if not name.endswith("(info)")}, 1800, "alerts still fire")
+        until(lambda: not causes(firing()), 1800, "alerts still fire")
         stop.set()
         watcher.join()
-        say("nothing fires")
+        left = sorted(firing())
+        say(f"still firing, on windows of hours: {', '.join(left)}" if left else "nothing fires")
 
 
 def void(_: object) -> None:
