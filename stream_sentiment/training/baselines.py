@@ -28,6 +28,8 @@ from stream_sentiment.scoring.text import prepare
 BUCKETS = 1 << 20
 MINIMUM_COUNT = 2
 ITERATIONS = 60
+#: Dense columns of unit variance against n-grams of a row of length 1. On JDDC in folds 0.1, 0.05 and 0.02 gave 60.4, 61.0 and 61.5.
+DENSE_SCALE = 0.02
 
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 _WORD = re.compile(r"[a-z0-9@']+|[^\sa-z0-9@']")
@@ -45,13 +47,15 @@ def ngrams(text: str) -> list[str]:
 
 
 class NgramClassifier:
-    """Hashed TF-IDF and logistic regression. `fit` once, then `predict`."""
+    """Hashed TF-IDF and logistic regression, beside dense features where there are any. `fit` once, then `logits`."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
 
-    def fit(self, texts: Sequence[str], gold: npt.NDArray[np.int64]) -> NgramClassifier:
-        """`gold`: index into `labels` for each text."""
+    def fit(
+        self, texts: Sequence[str], gold: npt.NDArray[np.int64], dense: npt.NDArray[np.float32] | None = None
+    ) -> NgramClassifier:
+        """`gold`: index into `labels` for each text. `dense`: texts x features, brought to one scale here."""
         keys = [_counts(text) for text in texts]
         documents = np.zeros(BUCKETS, np.int64)
         for row in keys:
@@ -61,30 +65,42 @@ class NgramClassifier:
         # Only buckets in use get a row of weights.
         self._place = np.cumsum(known) - 1
         x = self._features(keys)
+        if dense is not None:
+            self._centre, self._spread = dense.mean(axis=0), dense.std(axis=0) + 1e-6
+        extra = self._scaled(dense, len(texts))
         target = torch.from_numpy(gold)
         share = torch.bincount(target, minlength=len(self.labels)).float().clamp_min(1.0)
         balance = len(texts) / (int((share > 0).sum()) * share)
         weight = torch.zeros((int(known.sum()), len(self.labels)), requires_grad=True)
         bias = torch.zeros(len(self.labels), requires_grad=True)
-        solver = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, history_size=8, line_search_fn="strong_wolfe")
+        mixed = torch.zeros((extra.shape[1], len(self.labels)), requires_grad=True)
+        solver = torch.optim.LBFGS(
+            [weight, mixed, bias], max_iter=ITERATIONS, history_size=8, line_search_fn="strong_wolfe"
+        )
         each = balance[target]
 
         def closure() -> float:
             solver.zero_grad()
-            logits = _linear(x, weight) + bias
+            logits = _linear(x, weight) + extra @ mixed + bias
             loss = (F.cross_entropy(logits, target, reduction="none") * each).mean()
-            loss = loss + 0.5 / len(texts) * weight.square().sum()
+            loss = loss + 0.5 / len(texts) * (weight.square().sum() + mixed.square().sum())
             loss.backward()  # type: ignore[no-untyped-call]
             return float(loss.detach())
 
         solver.step(closure)  # type: ignore[no-untyped-call]
-        self._weight, self._bias = weight.detach(), bias.detach()
+        self._weight, self._mixed, self._bias = weight.detach(), mixed.detach(), bias.detach()
         return self
 
-    def logits(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Rows x labels."""
+    def logits(self, texts: Sequence[str], dense: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
+        """Rows x labels; with `dense` where it was fitted with it."""
         with torch.no_grad():
-            return np.asarray((_linear(self._features([_counts(t) for t in texts]), self._weight) + self._bias).numpy())
+            sparse = _linear(self._features([_counts(text) for text in texts]), self._weight)
+            return np.asarray((sparse + self._scaled(dense, len(texts)) @ self._mixed + self._bias).numpy())
+
+    def _scaled(self, dense: npt.NDArray[np.float32] | None, rows: int) -> torch.Tensor:
+        if dense is None:
+            return torch.zeros((rows, 0))
+        return torch.from_numpy(((dense - self._centre) / self._spread * DENSE_SCALE).astype(np.float32))
 
     def _features(self, keys: Sequence[Mapping[int, int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         places: list[npt.NDArray[np.int64]] = []

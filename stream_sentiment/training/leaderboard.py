@@ -104,7 +104,7 @@ def markdown(board: Mapping[str, Any], folds: Mapping[str, Any] | None = None) -
     if folds is not None:
         p = plan["folds"]
         lines.append(
-            f"| {p['title']}, {folds['folds']} folds | {p['head']}, macro-F1 | {folds['rows']:,} | | | "
+            f"| {p['title']}, {folds['folds']} folds, {folds['method']} | {p['head']}, macro-F1 | {folds['rows']:,} | | | "
             f"{_number(folds['n-grams'])} | {_number(p['floor'])} | **{_number(folds['this model'])}** | {_number(p['bar'])} | "
             f"{_number(p['aim'])} | {_verdict(folds['this model'], p['bar'], p['aim'])} |"
         )

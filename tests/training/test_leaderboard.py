@@ -58,6 +58,15 @@ def test_the_linear_model_learns_what_words_say_and_weighs_rare_classes() -> Non
     assert (shuffled.logits(texts).argmax(axis=1) == gold).mean() < (model.logits(texts).argmax(axis=1) == gold).mean()
 
 
+def test_dense_features_tell_what_the_words_do_not() -> None:
+    gold = np.arange(60) % 3
+    dense = np.eye(3, dtype=np.float32)[gold] * 5 + 7
+    texts = ["the same words"] * 60
+    model = NgramClassifier(POLARITIES).fit(texts, gold, dense)
+    assert (model.logits(texts, dense).argmax(axis=1) == gold).all()
+    assert (NgramClassifier(POLARITIES).fit(texts, gold).logits(texts).argmax(axis=1) == gold).mean() < 0.5
+
+
 def test_a_text_without_known_words_gets_the_bias() -> None:
     model = NgramClassifier(POLARITIES).fit(["good"] * 3 + ["bad"] * 3, np.array([2] * 3 + [0] * 3))
     assert model.logits(["", "unheard"]).shape == (2, 3)
@@ -130,10 +139,14 @@ def test_the_command_writes_board_and_page(tiny_bundle: Path, tmp_path: Path, ro
     assert json.loads((tmp_path / "out/leaderboard.json").read_text("utf-8"))["sets"]
 
 
-def test_folds_predict_every_row_out_of_its_conversation(tiny_bundle: Path, tmp_path: Path, rows_of) -> None:
+@pytest.mark.parametrize("method", ["linear", "finetune"])
+def test_folds_predict_every_row_out_of_its_conversation(
+    tiny_bundle: Path, tmp_path: Path, rows_of, method: str
+) -> None:
     rows = [{**as_dict(row), "conversation_id": at // 5} for at, row in enumerate(rows_of(120, 8))]
     path = write(tmp_path / "turns.jsonl", rows)
     command = ["model", "crossval", str(tiny_bundle), "--data", str(path), "--folds", "3", "--threads", "1", "--json"]
+    command += ["--method", method]
     result = CliRunner().invoke(app, command, catch_exceptions=False)
     assert result.exit_code == 0
     told = json.loads(result.stdout)
