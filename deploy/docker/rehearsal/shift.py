@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 RUNBOOKS = ROOT / "deploy/runbooks"
-MODEL = ROOT / "models/service-zh-en-6x384"
+MODEL = sorted((ROOT / "models").glob("*/manifest.json"))[0].parent
 PROMETHEUS = f"http://127.0.0.1:{os.environ['PROMETHEUS_PORT']}"
 ALERTMANAGER = f"http://127.0.0.1:{os.environ['ALERTMANAGER_PORT']}"
 COMPOSE = ["docker-compose", "--profile", "observability", "--profile", "tools", "-f", "docker-compose.yml"]
@@ -33,15 +33,12 @@ OVERLAY = ["-f", "deploy/docker/rehearsal/compose.yml"]
 BAD_MODEL = ["-f", "deploy/docker/rehearsal/bad-model.yml"]
 SHOWN = 4  # samples of a check that are printed
 
-#: Runs in a container that has the client library; `escalation.events` accepts writes again with 1.
-REFUSE_WRITES = """
-import os, sys
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
-entry = ConfigEntry("min.insync.replicas", sys.argv[1], incremental_operation=AlterConfigOpType.SET)
-topic = ConfigResource(ResourceType.TOPIC, "escalation.events", incremental_configs=[entry])
+#: These run in a container that has the client library.
+DELETE_TOPIC = """
+import os
+from confluent_kafka.admin import AdminClient
 client = AdminClient({"bootstrap.servers": os.environ["STREAM_SENTIMENT_KAFKA__BOOTSTRAP_SERVERS"]})
-for done in client.incremental_alter_configs([topic]).values():
-    done.result(30)
+client.delete_topics(["escalation.events"])["escalation.events"].result(30)
 """
 
 FLOOD = """
@@ -198,9 +195,10 @@ def main() -> None:
         shutil.copytree(MODEL, bad, ignore=shutil.ignore_patterns("*.safetensors"))
         bad.chmod(0o755)
         Path(scratch).chmod(0o755)
-        content = bytearray((bad / "model.int8.onnx").read_bytes())
-        content[len(content) // 2] ^= 1
-        (bad / "model.int8.onnx").write_bytes(content)
+        for graph in bad.glob("*.onnx"):
+            content = bytearray(graph.read_bytes())
+            content[len(content) // 2] ^= 1
+            graph.write_bytes(content)
         os.environ["BAD_MODEL"] = str(bad)
 
         def broken_records() -> None:
@@ -248,12 +246,13 @@ def main() -> None:
                 lambda: log_of_worker("sha256"),
             ),
             Incident(
-                "the escalation topic refuses writes: it wants two replicas in sync and has one",
-                lambda: void(subprocess.run(inside(REFUSE_WRITES, "2"), cwd=ROOT, check=True)),
+                "somebody deletes the topic of the escalations",
+                lambda: void(subprocess.run(inside(DELETE_TOPIC), cwd=ROOT, check=True)),
                 "OutboxStuck",
                 "page",
-                "min.insync.replicas of escalation.events back to 1",
-                lambda: void(subprocess.run(inside(REFUSE_WRITES, "1"), cwd=ROOT, check=True)),
+                "stream-sentiment topics create",
+                lambda: void(compose("up", "--no-build", "topics")),
+                lambda: log_of_worker("escalation.events"),
             ),
         ]
         stop = threading.Event()
