@@ -50,6 +50,13 @@ def publish_traffic(road: Road, events: int, seed: int = 3, skip: int = 0) -> No
     road._producer.flush(30)
 
 
+def live(road: Road, rules: Path, scorer: StubScorer | None = None, timers: bool = False, **sections: Any) -> None:
+    """The live worker. Without its timers where the traffic mixes old events with new ones: they go by the partition's clock, and
+    what arrives after its conversation has expired by it is no longer what a fold in order would make of it.
+    """
+    road.work(scorer or StubScorer(), rules={"path": rules}, worker={"timers": timers}, **sections)
+
+
 def again(road: Road, rules: Path, folder: Path | None = None, **plan: Any) -> Report:
     settings = road.settings(rules={"path": rules}, model={"stub": True})
     ruleset: RuleSet = load_rules(rules)
@@ -63,7 +70,7 @@ def keys_of(road: Road) -> set[bytes]:
 
 def test_two_replays_give_the_same_bytes_and_those_of_the_live_worker(road: Road, rules: Path, tmp_path: Path) -> None:
     publish_traffic(road, 600)
-    road.work(StubScorer(), rules={"path": rules})
+    live(road, rules)
     before = keys_of(road)
 
     first = again(road, rules, tmp_path / "a")
@@ -87,7 +94,7 @@ def test_another_rule_file_differs_in_every_decision_that_it_changes(
     mock_road: Road, rules: Path, tmp_path: Path
 ) -> None:
     publish_traffic(mock_road, 300)
-    mock_road.work(StubScorer(), rules={"path": rules})
+    live(mock_road, rules)
     milder = tmp_path / "milder.yaml"
     milder.write_text(RULES.replace("open: -0.2,", "open: -0.35,"))
 
@@ -118,9 +125,9 @@ def test_the_rights_of_the_worker_are_enough(mock_road: Road, rules: Path) -> No
 
 def test_what_was_lost_added_or_changed_on_a_live_topic_is_told(mock_road: Road, rules: Path) -> None:
     publish_traffic(mock_road, 300)
-    mock_road.work(StubScorer(), rules={"path": rules})
-    live = mock_road.read("escalations")
-    escalation = next(record for record in live if record.json().get("action") == "opened")
+    live(mock_road, rules)
+    published = mock_road.read("escalations")
+    escalation = next(record for record in published if record.json().get("action") == "opened")
     changed = {**escalation.json(), "severity": "critical"}
     invented = {**escalation.json(), "escalation_id": "made-up"}
     for value, event_id in ((changed, escalation.headers["ce_id"]), (invented, "made-up.1")):
@@ -142,7 +149,7 @@ def test_what_was_lost_added_or_changed_on_a_live_topic_is_told(mock_road: Road,
 
 def test_a_live_worker_that_has_lost_an_event_is_found_out(mock_road: Road, rules: Path) -> None:
     publish_traffic(mock_road, 300)
-    mock_road.work(StubScorer(), rules={"path": rules}, output={"scored": False})
+    live(mock_road, rules, output={"scored": False})
 
     result = again(mock_road, rules).comparison
 
@@ -160,7 +167,7 @@ def test_a_replay_from_a_time_reads_before_it_for_the_states(
     half = Point("half", at_ms=int(time.time() * 1000))
     time.sleep(0.2)
     publish_traffic(road, 600, skip=300)
-    road.work(StubScorer(), rules={"path": rules})
+    live(road, rules)
 
     report = again(road, rules, begin=half)
 
@@ -178,7 +185,7 @@ def test_a_replay_from_a_time_reads_before_it_for_the_states(
 
 def test_what_the_live_worker_has_not_reached_is_left_out(mock_road: Road, rules: Path) -> None:
     publish_traffic(mock_road, 200)
-    mock_road.work(StubScorer(), rules={"path": rules})
+    live(mock_road, rules)
     publish_traffic(mock_road, 300, skip=200)
 
     report = again(mock_road, rules)
@@ -189,6 +196,38 @@ def test_what_the_live_worker_has_not_reached_is_left_out(mock_road: Road, rules
     ahead = again(mock_road, rules, end=END, compare=False)
     assert ahead.replayed.records == 300
     assert ahead.comparison is None
+
+
+def test_timers_that_the_live_worker_fired_are_told_by_the_next_event_or_lie_outside(
+    mock_kafka: Any, redis_url: str, unique: Callable[[str], str], rules: Path
+) -> None:
+    road = Road(mock_kafka, redis_url, unique, partitions=1)
+    begin = int(time.time() * 1000) - 600_000
+
+    def said(conversation: str, message: str, minute: int, role: str = "customer") -> dict[str, Any]:
+        return chat_message(
+            "terrible, the worst" if role == "customer" else "sorry",
+            conversation=conversation,
+            message=message,
+            role=role,
+            at_ms=begin + minute * 60_000,
+        )
+
+    for number in range(2):
+        road.publish(said(f"c{number}", "m0", 0), said(f"c{number}", "m1", 0))
+    road.publish(said("other", "m0", 5))
+    live(road, rules, timers=True)
+    road.publish(said("c0", "m2", 6, "agent"))
+    live(road, rules, timers=True)
+    fired = [e for e in road.escalations() if e.get("trigger", {}).get("rule_id") == "waiting"]
+    assert {e["conversation_id"] for e in fired} >= {"c0", "c1"}
+
+    report = again(road, rules)
+
+    assert report.comparison is not None
+    assert report.comparison.differences == []
+    assert report.comparison.outside["escalations"] >= 1
+    assert report.comparison.outside["states"] >= 1
 
 
 def test_outputs_can_go_to_topics_of_their_own(mock_road: Road, rules: Path) -> None:
@@ -212,7 +251,7 @@ def test_a_text_that_the_model_cannot_take_is_a_dead_letter_in_both(mock_road: R
 
     for number, text in enumerate(("BAD", "POISON", "BAD", "CRASH", "BAD", "fine")):
         mock_road.publish(chat_message(text, conversation="c", message=f"m{number}", at_ms=1_790_000_000_000 + number))
-    mock_road.work(WordScorer(), rules={"path": rules})
+    live(mock_road, rules, WordScorer())
     settings = mock_road.settings(rules={"path": rules})
     report = replay(settings, load_rules(rules), WordScorer(), Plan(EARLIEST), None, progress_bar)
     assert report.counts["dead_letters"] == 2
@@ -236,7 +275,7 @@ def test_a_record_that_breaks_the_state_machine_is_put_aside_as_the_worker_does(
     monkeypatch.setattr(record_fold, "advance", breaking)
     for number in range(4):
         mock_road.publish(chat_message("BAD", conversation="c", message=f"m{number}", at_ms=1_790_000_000_000 + number))
-    mock_road.work(StubScorer(), rules={"path": rules})
+    live(mock_road, rules)
     report = again(mock_road, rules)
     assert report.counts["dead_letters"] == 1
     assert report.comparison is not None
@@ -245,7 +284,7 @@ def test_a_record_that_breaks_the_state_machine_is_put_aside_as_the_worker_does(
 
 def test_the_command_says_whether_the_live_output_is_the_same(mock_road: Road, rules: Path, tmp_path: Path) -> None:
     publish_traffic(mock_road, 200)
-    mock_road.work(StubScorer(), rules={"path": rules})
+    live(mock_road, rules)
     variables = environment(
         {
             "kafka.bootstrap_servers": mock_road.broker.bootstrap_servers,
