@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from stream_sentiment.settings import ENV_PREFIX, Settings
+from tests.deploy.promql import alerts
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -155,3 +156,10 @@ def test_hadolint_has_nothing_to_say():
         [str(HADOLINT), str(ROOT / "deploy/docker/Dockerfile")], capture_output=True, text=True, check=False
     )
     assert checked.stdout == ""
+
+
+def test_the_shift_waits_for_alerts_that_exist_and_have_that_severity():
+    shift = (ROOT / "deploy/docker/rehearsal/shift.py").read_text()
+    played = re.findall(r'"([A-Z]\w+)",\n\s+"(page|ticket)",', shift)
+    assert len(played) == 5
+    assert set(played) <= {(alert["alert"], alert["labels"]["severity"]) for alert in alerts()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
+from stream_sentiment.errors import ServiceUnavailable
+from stream_sentiment.testing.consume import read_topic
+from stream_sentiment.testing.kafka_jars import kafka_jars
 
 pytestmark = [pytest.mark.slow, pytest.mark.redis]
 
@@ -58,3 +63,28 @@ def test_a_stack_comes_up_works_says_where_it_is_and_leaves_nothing_behind(tmp_p
     pids = [state["pid"], state["redis_pid"], *(worker["pid"] for worker in state["workers"])]
     assert [pid for pid in pids if alive(pid)] == []
     assert dev(tmp_path, "down").stdout == "no stack runs\n"
+
+
+@pytest.mark.kafka
+def test_with_a_real_kafka_two_workers_share_the_chats_and_an_escalation_reaches_its_topic(tmp_path: Path):
+    try:
+        kafka_jars()
+    except ServiceUnavailable as error:
+        pytest.skip(str(error))
+    up = dev(tmp_path, "up", "--workers", "2", "--rate", "40", "--json")
+    assert up.returncode == 0, up.stderr
+    state = json.loads(up.stdout)
+    try:
+        assert state["kafka_is"].startswith("Apache Kafka")
+        (first, *_) = read_topic(state["kafka"], "escalation.events", at_least=1, timeout_s=90)
+        assert json.loads(first.value)["action"] == "opened"
+        chats = []
+        for worker in state["workers"]:
+            with urllib.request.urlopen(worker["http"] + "/metrics", timeout=10) as answer:
+                chats += re.findall(r'assigned_partitions{topic="chat.messages"} (\S+)', answer.read().decode())
+        assert sum(map(float, chats)) == 4
+        assert "0.0" not in chats
+    finally:
+        down = dev(tmp_path, "down")
+    assert (down.returncode, down.stdout) == (0, "ended\n")
+    assert [worker["pid"] for worker in state["workers"] if alive(worker["pid"])] == []
