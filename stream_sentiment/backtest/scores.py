@@ -5,6 +5,7 @@ In: texts. Out: `Score`s. Blocks on inference and on one SQLite file. Raises wha
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -28,6 +29,12 @@ class OfflineScorer(Protocol):
     def info(self) -> Any: ...
 
     def score(self, texts: list[str]) -> list[Score]: ...
+
+
+def cache_path() -> Path:
+    """Where scores are kept when nobody says where."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "stream-sentiment" / "scores.sqlite"
 
 
 class ScoreCache:

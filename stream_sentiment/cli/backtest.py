@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -199,7 +198,7 @@ def _judges(
 ) -> list[Any]:
     """One judge per rule set, since each has its own lexicon; all share the scores."""
     from stream_sentiment.backtest.decide import by_labels, by_model, with_noise
-    from stream_sentiment.backtest.scores import ScoreCache
+    from stream_sentiment.backtest.scores import ScoreCache, cache_path
 
     if labels:
         if not any(message.gold for conversation in conversations for message in conversation.messages):
@@ -213,7 +212,7 @@ def _judges(
         settings = load_settings(**({} if model is None else {"model": {"path": model, "stub": False}}))
         scorer = load_scorer(settings)
         texts = [m.text for c in conversations for m in c.messages if m.text is not None]
-        kept = ScoreCache(cache or _cache_path())
+        kept = ScoreCache(cache or cache_path())
         with progress_bar("scoring", len(set(texts))) as advance:
             scores = kept.scores(scorer, texts, advance)
         kept.close()
@@ -222,11 +221,6 @@ def _judges(
             by_model(scores, ruleset.finder(scorer.info), corrector) for ruleset in rulesets if ruleset is not None
         ]
     return [with_noise(judge, noise) for judge in judges] if noise else judges
-
-
-def _cache_path() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "stream-sentiment" / "scores.sqlite"
 
 
 def _limit(text: str, known: tuple[str, ...] = ("precision", "recall", "f1")) -> tuple[str, float]:

@@ -74,3 +74,49 @@ def _read(file: Path) -> str:
         raise ConfigurationError(f"rule file {file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"rule file {file} is no UTF-8 text: {error}") from error
+
+
+@app.command("signals")
+def signals_command(
+    source: Annotated[
+        Path, typer.Argument(metavar="DATA", help="JSONL: `text`, and `signals`, `satisfaction` or `polarity`.")
+    ],
+    rules: Annotated[Path | None, typer.Option(metavar="FILE", help="Rule file, for its lexicon.")] = None,
+    model: Annotated[Path | None, typer.Option(metavar="BUNDLE", help="Unset: the configured one.")] = None,
+    cache: Annotated[Path | None, typer.Option(metavar="FILE", help="Where scores are kept between runs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Measure the signals on messages of the past: precision and recall where they are labelled, and whose authors were unhappy.
+
+    Example: `stream-sentiment rules signals labelled.jsonl --rules rules.yaml`
+    """
+    from stream_sentiment.backtest.hearing import measure_signals, read_rows
+    from stream_sentiment.backtest.scores import ScoreCache, cache_path
+    from stream_sentiment.cli.progress import progress_bar
+    from stream_sentiment.escalation.rules import load_rules
+    from stream_sentiment.settings import load_settings
+    from stream_sentiment.worker import load_scorer
+
+    ruleset = load_rules(rules)
+    rows = list(read_rows(source))
+    settings = load_settings(**({} if model is None else {"model": {"path": model, "stub": False}}))
+    scorer = load_scorer(settings)
+    kept = ScoreCache(cache or cache_path())
+    with progress_bar("scoring", len({row.text for row in rows})) as advance:
+        scores = kept.scores(scorer, (row.text for row in rows), advance)
+    kept.close()
+    figures = measure_signals(rows, ruleset.finder(scorer.info), scores)
+    if as_json:
+        typer.echo(orjson.dumps(figures).decode())
+        return
+    typer.echo(f"{figures['messages']} messages, {figures['labelled']} labelled, {figures['rated']} rated")
+    if figures["dissatisfied"] is not None:
+        typer.echo(f"{figures['dissatisfied']:.2f} of all rated messages are dissatisfied")
+    typer.echo(f"{'signal':<18} {'source':<8} {'heard':>6} {'prec':>6} {'rec':>6} {'unhappy':>8}")
+    for name, by_source in [*figures["signals"].items(), ("all", figures["all"])]:
+        for place, figure in by_source.items():
+            cells = [
+                "" if figure[key] is None else f"{figure[key]:.2f}" for key in ("precision", "recall", "dissatisfied")
+            ]
+            typer.echo(f"{name:<18} {place:<8} {figure['heard']:>6} {cells[0]:>6} {cells[1]:>6} {cells[2]:>8}")
+            name = ""

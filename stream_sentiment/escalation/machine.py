@@ -257,7 +257,9 @@ def _while_open(
     else:
         opener = view.by_id.get(esc.rule_id or "")
         every = opener.renotify_ms if opener is not None else 0
-        if every and now - (esc.notified_at_ms or 0) >= every and not any(attached.values()):
+        # "Still not resolved" with the very message that says thanks would be wrong, though the score has some way to go.
+        pleased = turn.score is not None and turn.score.score > 0
+        if every and not pleased and now - (esc.notified_at_ms or 0) >= every and not any(attached.values()):
             _update(state, esc, None, turn, now, view, done)
 
 

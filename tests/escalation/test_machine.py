@@ -289,7 +289,7 @@ def test_reminders_come_with_messages_while_nothing_gets_better() -> None:
     assert chat.say(customer("c", 30 + 16 * 60, -1.0)) == []
     assert chat.transitions[-1].notified_count == 4
     getting_better = [customer(f"ok{i}", 30 + 31 * 60 + i, 1.0) for i in range(3)]
-    assert chat.say(*getting_better[:2]) == [("updated", "sustained", "critical", 5)]
+    assert chat.say(*getting_better[:2]) == []
 
 
 def test_nobody_is_reminded_of_an_escalation_that_is_closing() -> None:
@@ -705,3 +705,16 @@ def test_any_of_one_is_that_one() -> None:
 def test_without_overrides_every_conversation_has_the_rules_of_the_file() -> None:
     rules = parse_rules(SUSTAINED)
     assert rules.view("anyone", "sms", {"customer_tier": "vip"}) is rules.default
+
+
+def test_no_reminder_comes_with_a_message_that_says_thanks() -> None:
+    rules = """
+version: 1
+defaults: {renotify_every: 10m, state: {half_life: null, alpha: 0.2}}
+rules: [{id: a, when: {rolling_score: {open: -0.3, close: 0.0}}}]
+"""
+    chat = Conversation(rules)
+    chat.say(*complaints(3))
+    assert [t.action for t in chat.transitions] == ["opened"]
+    assert chat.say(customer("x", 1200, 0.3)) == []
+    assert chat.say(customer("y", 1210, 0.0)) == [("updated", "a", "warning", 2)]
