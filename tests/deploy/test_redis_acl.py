@@ -153,6 +153,7 @@ def test_the_exporter_sees_the_server_and_no_key(secured: Secured):
     with secured.client("exporter") as client:
         assert client.execute_command("INFO")["maxmemory_policy"]
         assert client.execute_command("CONFIG", "GET", "maxmemory")
+        assert client.execute_command("CLIENT", "SETNAME", "exporter")  # redis_exporter does, at every scrape
         for command in (("GET", "ss:{g:t:0}:c:x"), ("KEYS", "*"), ("CONFIG", "SET", "maxmemory", "1mb")):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command(*command)
