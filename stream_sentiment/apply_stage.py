@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from stream_sentiment.bulk import BulkPublisher, traceparent_of
 from stream_sentiment.clock import Clock
@@ -28,12 +28,15 @@ from stream_sentiment.observability.tally import Tally, observe_all
 from stream_sentiment.observability.tracing import StageTime, WindowTracer
 from stream_sentiment.outbox import Outbox
 from stream_sentiment.record_fold import Batch, Moment, conversation_of
-from stream_sentiment.stages import Epoch, Window
+from stream_sentiment.stages import Epoch, Record, Window
 from stream_sentiment.state_reader import StateReader
 from stream_sentiment.store.errors import StoreUnavailable
 from stream_sentiment.store.keys import TopicPartition
 from stream_sentiment.store.redis import ApplyOutcome, LoadRequest, PartitionBatch, StateStore
 from stream_sentiment.timers import Timers, changed_deadlines, note_deadlines
+
+if TYPE_CHECKING:
+    from stream_sentiment.scoring.scorer import ModelInfo, Scorer
 
 #: States kept per partition; the least recently written go first. About 2 KB each.
 CACHED_STATES = 5_000
@@ -72,6 +75,8 @@ class ApplyStage:
         on_serving: Callable[[Serving], None],
         timer_grace_ms: int,
         timers_on: bool,
+        on_model_failure: Callable[[Scorer, Exception], bool],
+        on_scored: Callable[[Sequence[Record], ModelInfo], None],
         beat: Callable[[], None],
         on_error: Callable[[BaseException], None],
         on_store: Callable[[bool, str], None],
@@ -82,6 +87,8 @@ class ApplyStage:
             serving: rules and model of the first window.
             next_serving: those of the next window; timers take them up where no window is under way.
             timer_grace_ms, timers_on: see `Timers`.
+            on_model_failure: a model cannot score anything; True when another has taken its place, and the work is to be done again.
+            on_scored: told of the records of a window once the model has scored them.
             on_serving: told when a window brings other rules or another model, before any of its records is folded.
             on_store: told when Redis stops answering and when it answers again, with the reason.
         """
@@ -92,6 +99,8 @@ class ApplyStage:
         self.serving = serving
         self._next_serving = next_serving
         self._on_serving = on_serving
+        self._on_model_failure = on_model_failure
+        self._on_scored = on_scored
         self.states = StateReader(store, self, serving.rules)
         self._timers = Timers(store, self, metrics, clock, grace_ms=timer_grace_ms, on=timers_on)
         self._metrics = metrics
@@ -212,7 +221,17 @@ class ApplyStage:
         if window.serving is not self.serving:
             self._take_up(window.serving)
         switch(ThreadState.INFER)
-        self._collect_scores(window)
+        try:
+            self._collect_scores(window)
+        except Aborted:
+            raise
+        except Exception as error:
+            if not self._on_model_failure(window.serving.scorer, error):
+                raise
+            for epoch in {record.epoch for record in window.records}:
+                self.give_up(epoch, "model_failed")
+            return
+        self._on_scored(window.scored, window.serving.scorer.info)
         switch(ThreadState.WORK)
         batches = self._by_partition(window)
         started = time.monotonic()

@@ -364,6 +364,10 @@ class Intake:
             return
         self._time.switch(ConsumerState.COMMIT)
         self._next_commit = now + self._settings.worker.commit_interval.total_seconds()
+        if not len(self._window):
+            self._serving = (
+                self._next_serving()
+            )  # or a model that has been replaced stays in memory until the next record
         self._positions.commit(self._consumer, self._assignment.epochs.values())
         self._positions.report(
             self._consumer, reading=self._brokers.connected and not self._paused and self._held is None

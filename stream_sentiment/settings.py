@@ -250,6 +250,16 @@ class ModelSettings(_Section):
         None, ge=1, le=256, description="inference threads; unset: the CPUs this process may use"
     )
     token_budget: int = Field(256, ge=32, le=131_072, description="tokens (padding included) in one micro-batch")
+    watch: Duration = Field(
+        timedelta(seconds=5),
+        ge=timedelta(0),
+        le=timedelta(hours=1),
+        description="how often a running worker looks for a changed bundle at model.path; 0: only on SIGHUP",
+    )
+    shadow: Path | None = Field(
+        None, description="bundle of a second model that scores a share silently and is compared with the first"
+    )
+    shadow_share: float = Field(0.1, ge=0, le=1, description="share of the messages that the second model scores")
     drift_window: int = Field(
         2_000, ge=10, le=100_000, description="messages of a language that are compared with the bundle's reference"
     )

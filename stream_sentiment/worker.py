@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,14 +43,16 @@ from stream_sentiment.record_fold import RecordFolder
 from stream_sentiment.score_stage import ScoreStage
 from stream_sentiment.scoring.corrections import Corrector
 from stream_sentiment.settings import Settings
-from stream_sentiment.stages import Epoch
+from stream_sentiment.stages import Epoch, Record
 from stream_sentiment.store.errors import StoreFault
 from stream_sentiment.store.redis import StateStore
 
 if TYPE_CHECKING:
     from prometheus_client import Gauge
 
-    from stream_sentiment.scoring.scorer import Scorer
+    from stream_sentiment.live.model_bundle import ModelBundle
+    from stream_sentiment.live.shadow import Shadow
+    from stream_sentiment.scoring.scorer import ModelInfo, Scorer
 
 #: First answer of Kafka at start-up.
 CONTACT_SECONDS = 15.0
@@ -83,6 +85,20 @@ def load_scorer(settings: Settings) -> Scorer:
     if settings.model.stub:
         return StubScorer()
     return OnnxScorer.load(settings.model.path, device=settings.model.device, token_budget=settings.model.token_budget)
+
+
+def load_shadow(settings: Settings, metrics: Metrics) -> Shadow | None:
+    """The second model, where one is wanted. Raises ConfigurationError for a bundle that is not sound."""
+    model = settings.model
+    if model.shadow is None:
+        return None
+    from stream_sentiment.live.shadow import Shadow
+    from stream_sentiment.scoring.scorer import OnnxScorer
+    from stream_sentiment.scoring.verify import check_golden
+
+    scorer = OnnxScorer.load(model.shadow, device=model.device, token_budget=model.token_budget)
+    check_golden(scorer, scorer.bundle)
+    return Shadow(scorer, model.shadow_share, metrics)
 
 
 def open_store(
@@ -144,6 +160,8 @@ class Worker:
         count_suppressed(lambda event: self.metrics.log_lines_suppressed_total.labels(event).inc())
         rules = rules or load_rules(settings.rules.path)
         started = time.monotonic()
+        #: A model that the caller gave is not the one on disk.
+        self._own_model = scorer is None and not settings.model.stub and settings.model.path is not None
         scorer = scorer or load_scorer(settings)
         self.metrics.model_load_seconds.set(time.monotonic() - started)
         self._bulk = BulkPublisher(settings, self.metrics, scorer.info, rules.version)
@@ -152,7 +170,9 @@ class Worker:
         #: How far the model of the next window has drifted; other rules go on with it.
         self._drift: tuple[Scorer | None, DriftWindow | None] = None, None
         self.live = Live(rules, scorer, self._serving)
+        self._bundle = self._model_bundle(scorer)
         self._watcher = Watcher(self._sources())
+        self._shadow = load_shadow(settings, self.metrics)
         self._exit_when_idle = exit_when_idle
         self._on_listening = on_listening
         self._intake: Intake | None = None
@@ -170,7 +190,7 @@ class Worker:
             self._intake.stop()
 
     def reload(self) -> None:
-        """Look at the rule file now and take up what is valid. May be called from a signal handler."""
+        """Look at the rule file and the model bundle now, and take up what is sound. May be called from a signal handler."""
         self._watcher.look_now()
 
     def run(self) -> None:
@@ -191,10 +211,14 @@ class Worker:
         if self._on_listening is not None:
             self._on_listening(f"http://{settings.http.host}:{server.port}")
         self._watcher.start()
+        if self._shadow is not None:
+            self._shadow.start()
         try:
             self._work()
         finally:
             self._watcher.stop()
+            if self._shadow is not None:
+                self._shadow.stop()
             self.health.set_ready("running", False, "stopped")
             stuck.stop()
             server.stop()
@@ -242,6 +266,8 @@ class Worker:
             on_serving=on_serving,
             timer_grace_ms=round(settings.worker.timer_grace.total_seconds() * 1000),
             timers_on=settings.worker.timers,
+            on_model_failure=self._model_failed,
+            on_scored=self._scored,
             beat=lambda: health.beat("apply"),
             on_error=self._fail,
             on_store=self._store_answers,
@@ -387,7 +413,31 @@ class Worker:
                     health=self.health,
                 )
             )
-        return sources
+        return sources if self._bundle is None else [*sources, self._bundle]
+
+    def _model_bundle(self, scorer: Scorer) -> ModelBundle | None:
+        model = self.settings.model
+        if not self._own_model or model.path is None:
+            return None
+        from stream_sentiment.live.model_bundle import ModelBundle
+
+        return ModelBundle(
+            model.path,
+            scorer,
+            device=model.device,
+            token_budget=model.token_budget,
+            interval=model.watch.total_seconds(),
+            use=lambda new: self.live.use(scorer=new),
+            metrics=self.metrics,
+            health=self.health,
+        )
+
+    def _model_failed(self, scorer: Scorer, error: Exception) -> bool:
+        return self._bundle is not None and self._bundle.failed(scorer, error)
+
+    def _scored(self, records: Sequence[Record], model: ModelInfo) -> None:
+        if self._shadow is not None:
+            self._shadow.offer(records, model)
 
     def _declare_metrics(self) -> None:
         topics = self.settings.topics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,18 +33,30 @@ def run(
         typer.Option(metavar="DURATION", help="Stop when every assigned partition has been at its end for so long."),
     ] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="HTTP port; 0 for any free one.")] = None,
+    shadow: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE", help="Score a share with this model, too, silently, and report where it differs."
+        ),
+    ] = None,
+    shadow_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of the messages for --shadow; unset: 0.1.")
+    ] = None,
 ) -> None:
     """Consume messages, score them, keep the conversations, raise escalations.
 
     All settings come from the environment (`STREAM_SENTIMENT_...`) or a file; see `stream-sentiment config show`.
-    SIGTERM drains and leaves the group; a second SIGTERM ends at once. SIGHUP has the rule file looked at now. Exit status:
-    0 done, 69 Kafka or Redis cannot be reached at start-up, 75 the drain was cut short (nothing is lost), 78 a setting is
-    wrong.
+    SIGTERM drains and leaves the group; a second SIGTERM ends at once. SIGHUP has the rule file and the model bundle
+    looked at now. Exit status: 0 done, 69 Kafka or Redis cannot be reached at start-up, 75 the drain was cut short
+    (nothing is lost), 78 a setting is wrong.
 
     Example: `STREAM_SENTIMENT_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 STREAM_SENTIMENT_REDIS__URL=redis://redis:6379/0
     stream-sentiment run --workers 2`
     """
     overrides: dict[str, Any] = {} if port is None else {"http": {"port": port}}
+    model = {name: value for name, value in (("shadow", shadow), ("shadow_share", shadow_share)) if value is not None}
+    if model:
+        overrides["model"] = model
     settings = load_settings(**overrides)
     idle = _seconds(exit_when_idle)
     from stream_sentiment.observability.logs import configure_logging
@@ -53,6 +66,8 @@ def run(
         from stream_sentiment.supervisor import Supervisor
 
         arguments = [] if exit_when_idle is None else ["--exit-when-idle", exit_when_idle]
+        arguments += [] if shadow is None else ["--shadow", str(shadow)]
+        arguments += [] if shadow_share is None else ["--shadow-share", str(shadow_share)]
         status = Supervisor(workers, settings.http.port, settings.worker.drain_timeout.total_seconds(), arguments).run()
         raise typer.Exit(status)
 

@@ -244,3 +244,28 @@ class TimerResult(StrEnum):
     FIRED = "fired"
     OBSOLETE = "obsolete"
     FAILED = "failed"
+
+
+class SwapResult(StrEnum):
+    """What became of a changed model bundle. refused: the model before it stays in force. rolled_back: it failed after the switch."""
+
+    APPLIED = "applied"
+    UNCHANGED = "unchanged"
+    REFUSED = "refused"
+    ROLLED_BACK = "rolled_back"
+
+
+class ShadowResult(StrEnum):
+    """What became of a message of the shadow model's share."""
+
+    COMPARED = "compared"
+    DROPPED = "dropped"
+    FAILED = "failed"
+
+
+class ShadowHead(StrEnum):
+    """The heads that a shadow model is compared in."""
+
+    POLARITY = "polarity"
+    EMOTION = "emotion"
+    SIGNALS = "signals"

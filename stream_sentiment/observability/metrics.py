@@ -153,6 +153,24 @@ class Metrics:
         "Messages that prediction_psi is computed from.", Label("language", Domain.LANGUAGE)
     )
 
+    # Another model
+    model_swap_total = counters(
+        "Looks at a changed model bundle, by what became of it.", Label("result", values.SwapResult)
+    )
+    model_bundle_refused_seconds = age(
+        "Time since the model bundle on disk was found to be unusable; the model before it is in force. 0 while it is sound."
+    )
+    shadow_messages_total = counters(
+        "Messages of the shadow model's share. dropped: its queue was full, no window waits for it.",
+        Label("result", values.ShadowResult),
+    )
+    shadow_disagreements_total = counters(
+        "Messages on which the shadow model says something else than the one in force; `none` for a signal that one does not give.",
+        Label("head", values.ShadowHead),
+        Label("live", Domain.LABEL),
+        Label("shadow", Domain.LABEL),
+    )
+
     # Rules
     rules_info = gauges("1, with the version of the rules in force in the label.", *_text("version"))
     rules_reload_total = counters(

@@ -1,13 +1,15 @@
-"""Drills of what changes while a worker runs: a bad rule file, and the remedy of its runbook."""
+"""Drills of what changes while a worker runs: a bad rule file, a bad model, and the remedies of their runbooks."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from stream_sentiment.scoring.bundle import default_bundle_path
 from stream_sentiment.testing.worker import WorkerProcess
 from tests.drills.stack import Stack, running
 
@@ -57,3 +59,42 @@ def test_a_rule_file_with_a_mistake(stack: Stack, tmp_path: Path) -> None:
         "the new version in force",
     )
     assert condition(worker, "rules")[1].startswith("version 2-")
+
+
+def switch(directory: Path, name: str) -> None:
+    """The symlink `current`, replaced in one rename."""
+    scratch = directory / "new"
+    scratch.symlink_to(name)
+    scratch.rename(directory / "current")
+
+
+def test_a_model_bundle_that_is_damaged(stack: Stack, tmp_path: Path) -> None:
+    for name in ("v1", "v2"):
+        shutil.copytree(default_bundle_path(), tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
+    model = bytearray((tmp_path / "v2" / "model.int8.onnx").read_bytes())
+    model[len(model) // 2] ^= 1
+    (tmp_path / "v2" / "model.int8.onnx").write_bytes(model)
+    switch(tmp_path, "v1")
+    worker = stack.add_worker(
+        model__path=str(tmp_path / "current"), model__watch="200ms", model__stub="false", model__threads="1"
+    )
+    worker.wait_ready(90)
+    stack.load.start()
+    stack.until_caught_up()
+    stack.begin("a model bundle that is damaged")
+    stack.until_false("ModelSwapFailed")
+    switch(tmp_path, "v2")
+    stack.note("the symlink leads to a bundle with one flipped byte")
+    stack.until_true("ModelSwapFailed")
+    status, detail = condition(worker, "model_bundle")
+    assert status == 200
+    assert "stays in force; the bundle is refused: " in detail
+    assert "sha256" in detail
+    stack.until_caught_up()
+    switch(tmp_path, "v1")
+    stack.note("the symlink leads back")
+    stack.until_false("ModelSwapFailed")
+    assert "refused" not in condition(worker, "model_bundle")[1]
+    stack.until_caught_up()
+    scores = stack.prometheus.query("sum(increase(stream_sentiment_predictions_total[20s]))")
+    assert scores[0][1] > 0
