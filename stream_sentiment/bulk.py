@@ -29,7 +29,7 @@ from stream_sentiment.settings import Settings
 from stream_sentiment.stages import Record
 
 if TYPE_CHECKING:
-    from stream_sentiment.scoring.scorer import ModelInfo
+    from stream_sentiment.scoring.scorer import ModelInfo, Score
 
 #: Distance between the rating, mapped from 1..5 to -1..1, and the text's score from which they disagree: half of the scale.
 RATING_DISAGREEMENT = 1.0
@@ -119,7 +119,7 @@ class BulkPublisher:
             "corrections": corrections_block(record.corrections),
             "corrections_version": self._corrections_version,
             "signals": signals_block(turn.signals) if turn.signals else [],
-            "complaint": None,
+            "complaint": _complaint(score, turn),
             "language": record.language,
             "model": self._model_json,
             "rules_version": self._rules_version,
@@ -249,6 +249,13 @@ class BulkPublisher:
                 self._metrics.produce_total.labels(topic, "error").inc()
                 log.error("publish_failed", topic=topic, reason=error.args[0].name())
                 return
+
+
+def _complaint(score: Score | None, turn: Turn) -> dict[str, Any] | None:
+    """What an unhappy message is about: the first category that its words speak of. A calm question complains of nothing."""
+    if score is None or score.label != "negative" or not turn.topics:
+        return None
+    return {"category": turn.topics[0], "confidence": None}
 
 
 def traceparent_of(record: Record) -> bytes | None:

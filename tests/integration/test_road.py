@@ -338,3 +338,12 @@ def test_a_correction_is_told_in_the_scored_event_and_counts_in_the_state(mock_r
     assert plain["corrections_version"] == sarcastic["corrections_version"] != "off"
     # WordScorer is sure of itself: the rating changes nothing, and the disagreement is told.
     assert (scored[None]["corrections"], scored[None]["rating_text_disagreement"]) == ([], True)
+
+
+def test_a_scored_event_says_what_an_unhappy_message_is_about(mock_road: Road) -> None:
+    mock_road.publish(
+        said("BAD courier, the parcel is lost", 0), said("where is my parcel, courier?", 1), said("BAD", 2)
+    )
+    mock_road.work()
+    told = {record.json()["message_id"]: record.json()["complaint"] for record in mock_road.read("scored")}
+    assert told == {"c1-m0": {"category": "logistics", "confidence": None}, "c1-m1": None, "c1-m2": None}
