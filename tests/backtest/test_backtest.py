@@ -32,6 +32,7 @@ from stream_sentiment.scoring.scorer import StubScorer
 from stream_sentiment.settings import Settings
 from stream_sentiment.stages import Epoch, Record
 from stream_sentiment.store.keys import TopicPartition
+from tests.integration.road import score_of as road_score
 
 RULES = """
 version: 1
@@ -188,6 +189,30 @@ def test_decisions_are_the_workers_on_the_same_events(tmp_path: Path, corrected:
         for event in worker
     ]
     assert {event["trigger"]["kind"] for event in worker} >= {"signal"}
+
+
+def test_a_record_that_is_folded_again_is_corrected_once_and_counted_again() -> None:
+    """After FENCED or GAP the same records are folded anew; a second correction would act on the first one's result."""
+    settings = Settings()
+    settings.corrections.rules["thanks-sarcastic"] = True
+    scorer = StubScorer()
+    folder = RecordFolder(settings, load_rules(None), scorer.info, SimpleNamespace(scored_chat=lambda *a: None))
+    epoch = Epoch(TopicPartition("chat.messages", 0), "chat", "token", 0)
+    value = orjson.dumps({**EVENTS[0], "text": "thanks for nothing"})
+    decoded = decode("chat", value, {}, 1 << 20)
+    record = Record(epoch, 0, decoded.at_ms, 0, b"k", value, None, decoded)
+    record.text, record.conversation, record.score = "thanks for nothing", "k", road_score("positive", "joy")
+    seen = []
+    for _ in range(2):
+        epoch.states = {"k": (None, 0.0)}
+        counted: list[tuple[str, ...]] = []
+        tally = SimpleNamespace(count=lambda *a, kept=counted: kept.append(a), observe=lambda *a: None)
+        batch = Batch(epoch, [], tally)
+        folder.fold(batch, record, Moment.at(0))
+        seen.append((record.score, record.corrections, batch.touched["k"].score, sorted(counted)))
+    assert seen[0] == seen[1]
+    assert ("corrections_total", "thanks-sarcastic") in seen[0][3]
+    assert seen[0][2] < 0
 
 
 def test_turns_of_a_data_set_are_read_with_the_ending_as_label(tmp_path: Path) -> None:
