@@ -37,7 +37,8 @@ measure: ## needs the extra train and the data; half an hour on two cores
 	stream-sentiment model fairness $(BUNDLE) $(SERVICE) -d $(DATA)/service/conversations.zh.jsonl -d $(DATA)/service/conversations.en.jsonl \
 		--record --out $(REPORTS)/fairness
 	cp $(REPORTS)/fairness/fairness.png docs/images/fairness.png
-	stream-sentiment model leaderboard $(BUNDLE) --data-root $(DATA) --folds --out $(REPORTS) --page docs/leaderboard.md
+	stream-sentiment model leaderboard $(BUNDLE) --data-root $(DATA) --folds $(if $(wildcard $(REPORTS)/leaderboard.json),--earlier $(REPORTS)/leaderboard.json) \
+		--out $(REPORTS) --page docs/leaderboard.md
 	stream-sentiment explain --model $(BUNDLE) --faithfulness $(SERVICE) -d $(DATA)/dev/smp2020_ewect_usual.dev.jsonl.gz \
 		-d $(DATA)/dev/jddc_satisfaction.valid.jsonl.gz --page docs/explain.md
 	stream-sentiment model card $(BUNDLE) --write

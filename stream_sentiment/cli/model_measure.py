@@ -144,6 +144,10 @@ def leaderboard(
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write leaderboard.json and leaderboard.md here.")
     ] = None,
     baselines: Annotated[bool, typer.Option(help="Fit and measure the lexicon and n-gram baselines.")] = True,
+    earlier: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="leaderboard.json of the same data: its n-gram figures are taken over."),
+    ] = None,
     folds: Annotated[
         bool, typer.Option("--folds", help="Also train on the split by dialogue; see `model crossval`.")
     ] = False,
@@ -162,7 +166,10 @@ def leaderboard(
 
     scorer = OnnxScorer.load(bundle, device="cpu")
     with bar("measuring") as update:
-        result = board.leaderboard(scorer, data_root, baselines=baselines, progress=lambda what: update(0, 0, what))
+        before = json.loads(earlier.read_text("utf-8")) if earlier is not None else None
+        result = board.leaderboard(
+            scorer, data_root, baselines=baselines, earlier=before, progress=lambda what: update(0, 0, what)
+        )
         plan = board.definition()["folds"]
         split = None
         if folds and (data_root / plan["file"]).is_file():

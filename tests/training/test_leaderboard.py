@@ -113,6 +113,10 @@ def test_the_board_measures_what_is_there_and_names_what_is_not(tiny_bundle: Pat
     first = board["sets"][0]
     assert f"**{first['figures']['this model']:.1f}** | 85.0 | 90.0" in page
     assert "Not measured, no such file:" in page
+    changed = {**first, "figures": {**first["figures"], "n-grams": 12.3, "this model": 0.0}}
+    again = leaderboard(scorer, tmp_path, earlier={"sets": [changed, {**board["sets"][1], "rows": 7}]})
+    assert again["sets"][0]["figures"] == {**first["figures"], "n-grams": 12.3}
+    assert again["sets"][1]["figures"] == board["sets"][1]["figures"]  # of another size: fitted anew
     plain = leaderboard(scorer, tmp_path, baselines=False)["sets"][0]["figures"]
     assert set(plain) == {"this model", "majority"}
     assert plain["this model"] == first["figures"]["this model"]
