@@ -120,6 +120,11 @@ class KafkaSettings(_Section):
         GroupProtocol.AUTO,
         description="auto: KIP-848 where the broker has it, else classic with cooperative-sticky",
     )
+    remote_assignor: Literal["uniform", "range"] | None = Field(
+        None,
+        description="who shares out the partitions under KIP-848: range shares each topic by itself, uniform all together; "
+        "unset: the broker's choice",
+    )
     group_instance_id: str | None = Field(None, description="static membership; leave unset with autoscaling")
     client_id: str = Field("stream-sentiment", min_length=1)
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"

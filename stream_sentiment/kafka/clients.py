@@ -104,6 +104,8 @@ def consumer_config(settings: KafkaSettings, protocol: GroupProtocol, logger: An
     }
     if settings.group_instance_id:
         config["group.instance.id"] = settings.group_instance_id
+    if protocol is GroupProtocol.CONSUMER and settings.remote_assignor is not None:
+        config["group.remote.assignor"] = settings.remote_assignor
     if protocol is GroupProtocol.CLASSIC:
         # With the new protocol the broker decides about both.
         config["partition.assignment.strategy"] = "cooperative-sticky"
