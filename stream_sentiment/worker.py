@@ -391,12 +391,10 @@ class Worker:
             self._drift = scorer, self._drift_window(scorer)
         return Serving(rules, scorer, routing, folder, self._drift[1])
 
-    def _drift_window(self, scorer: Scorer) -> DriftWindow | None:
+    def _drift_window(self, scorer: Scorer) -> DriftWindow:
+        """Without a reference it looks at no language, and takes the last model's figures away."""
         model = self.settings.model
-        reference = scorer.info.reference
-        if reference is None:
-            return None
-        return DriftWindow(reference, self.metrics, size=model.drift_window, minimum=model.drift_minimum)
+        return DriftWindow(scorer.info.reference or {}, self.metrics, size=model.drift_window, minimum=model.drift_minimum)
 
     def _sources(self) -> list[Source]:
         """What may change while the worker runs."""

@@ -31,6 +31,10 @@ class DriftWindow:
         self._windows: dict[str, deque[Prediction]] = {language: deque(maxlen=size) for language in reference}
         self._changed: set[str] = set()
         self._next_report = 0.0
+        # What another model's window has said is not true of this one.
+        for gauges in (metrics.prediction_psi, metrics.prediction_window_events):
+            for values in gauges.known():
+                gauges.remove(*values)
         for language in reference:
             metrics.prediction_window_events.labels(language).set(0)
 

@@ -77,3 +77,14 @@ def test_it_is_computed_again_only_after_a_while():
     assert polarity(metrics) == first
     drift.report(REPORT_SECONDS)
     assert polarity(metrics) != first
+
+
+def test_the_window_of_another_model_begins_without_the_figures_of_the_last():
+    metrics = Metrics()
+    first = window(metrics)
+    first.add(messages(100, "negative"))
+    first.report(0)
+    assert polarity(metrics) > 1
+    window(metrics)
+    assert polarity(metrics) is None
+    assert metrics.prediction_window_events.labels("zh")._value.get() == 0
