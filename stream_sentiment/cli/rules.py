@@ -76,6 +76,17 @@ def _read(file: Path) -> str:
         raise ConfigurationError(f"rule file {file} is no UTF-8 text: {error}") from error
 
 
+@app.command("default")
+def default_command() -> None:
+    """Print the rules that come along: the beginning of a file of your own.
+
+    Example: `stream-sentiment rules default > rules.yaml`
+    """
+    from stream_sentiment.escalation.rules import DEFAULT_RULES
+
+    typer.echo(DEFAULT_RULES.read_text(encoding="utf-8"), nl=False)
+
+
 @app.command("signals")
 def signals_command(
     source: Annotated[

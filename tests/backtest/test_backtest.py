@@ -283,6 +283,10 @@ def test_a_sweep_gives_figures_for_every_value_and_tells_those_that_are_refused(
     svg = precision_recall_svg(rows, "a < b")
     assert svg.count("<circle") == 2
     assert "a &lt; b" in svg
+    assert ">false alarms<" in svg
+    together = precision_recall_svg([{"value": v, "recall": 0.8, "precision": 1.0} for v in (1, 2, 3)], "t")
+    assert together.count("<circle") == 1
+    assert ">1-3<" in together
     half = sweep(conversations, RULES, path, [0.0, 1.0], by_labels())
     assert "error" in half[0]
     with pytest.raises(ConfigurationError, match="no value is accepted"):

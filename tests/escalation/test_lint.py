@@ -191,6 +191,10 @@ def test_the_command_prints_file_line_column_and_exits_with_1(tmp_path: Path) ->
     assert CliRunner().invoke(app, ["lint", str(path)]).exit_code == 0
 
 
+def test_the_rules_of_the_package_are_printed_as_they_are() -> None:
+    assert CliRunner().invoke(app, ["default"]).stdout == DEFAULT_RULES.read_text(encoding="utf-8")
+
+
 def test_the_schema_accepts_what_loads_and_refuses_a_misspelt_key() -> None:
     schema = json.loads(CliRunner().invoke(app, ["schema"]).stdout)
     jsonschema.validate(yaml.safe_load(DEFAULT_RULES.read_text()), schema)
