@@ -128,7 +128,7 @@ def _fairness(manifest: Mapping[str, Any], folder: str) -> list[str]:
         f"Measured by `stream-sentiment model fairness models/{folder} --data FILE --record` on {report['rows']:,} rows of "
         f"{', '.join(report['data'])} and on sentences written for it. How: docs/fairness.md. Therefore not for:",
         "",
-        *(f"* {use};" for use in USES_REFUSED),
+        *(f"* {use}" for use in USES_REFUSED),
         "",
         *markdown(report, "###"),
         "",

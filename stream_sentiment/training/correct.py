@@ -26,6 +26,9 @@ from stream_sentiment.training.data import Row, read_rows
 from stream_sentiment.training.evaluate import logits_of, texts_of
 from stream_sentiment.training.metrics import macro_f1
 
+#: Begins the source of rows that come from conversations; the rest is their channel.
+CHANNEL = "channel "
+
 
 def read_judged(path: Path) -> list[Row]:
     """Rows with a polarity over three classes: single messages, or the labelled customer messages of whole conversations."""
@@ -41,7 +44,7 @@ def read_judged(path: Path) -> list[Row]:
                 message["polarity"],
                 message.get("emotion"),
                 lang=str(conversation.get("lang", "")),
-                source=str(conversation.get("channel", "")),
+                source=f"{CHANNEL}{conversation.get('channel', 'unknown')}",
             )
             for conversation in map(json.loads, file)
             for message in conversation["messages"]

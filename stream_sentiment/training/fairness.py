@@ -22,6 +22,7 @@ from stream_sentiment.events.routing import guess_language
 from stream_sentiment.scoring.calibration import Score
 from stream_sentiment.scoring.heads import EMOTIONS, POLARITIES
 from stream_sentiment.scoring.scorer import OnnxScorer
+from stream_sentiment.training.correct import CHANNEL
 from stream_sentiment.training.data import Row
 from stream_sentiment.training.evaluate import texts_of
 from stream_sentiment.training.metrics import macro_f1
@@ -113,10 +114,10 @@ def slices(
         if row.polarity is None:
             continue
         language = row.lang or guess_language(text)
-        names = [f"language {language}", f"source {row.source}" if row.source else ""]
+        names = [f"language {language}", row.source if row.source.startswith(CHANNEL) else f"source {row.source}"]
         names += [f"{language} {name}" for low, high, name in LENGTHS if low < length <= high]
         names += [f"{language} {style}" for style in styles(text)]
-        for name in filter(None, names):
+        for name in names:
             members.setdefault(name, []).append(at)
     return {
         name: _figures(rows, scores, places) for name, places in sorted(members.items()) if len(places) >= LEAST_ROWS

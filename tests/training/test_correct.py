@@ -56,8 +56,10 @@ def test_conversations_give_their_labelled_messages(tmp_path: Path) -> None:
         {"role": "customer", "text": "a", "polarity": "negative", "emotion": "anger"},
         {"role": "agent", "text": "b"},
     ]
-    path = write(tmp_path / "c.jsonl", [{"id": 1, "lang": "en", "messages": messages}])
-    assert [(row.text, row.polarity, row.lang) for row in correct.read_judged(path)] == [("a", "negative", "en")]
+    path = write(tmp_path / "c.jsonl", [{"id": 1, "lang": "en", "channel": "sms", "messages": messages}])
+    assert [(row.text, row.polarity, row.lang, row.source) for row in correct.read_judged(path)] == [
+        ("a", "negative", "en", "channel sms")
+    ]
     with pytest.raises(ConfigurationError, match="no message has a polarity"):
         correct.read_judged(write(tmp_path / "d.jsonl", [{"id": 1, "messages": messages[1:]}]))
 

@@ -105,7 +105,7 @@ def test_rows_show_what_a_change_does_to_their_figures() -> None:
 
 
 def test_slices_tell_missed_complaints_from_false_ones() -> None:
-    rows = [Row("WHY IS IT SO LATE", "negative", "anger", lang="en")] * 20 + [
+    rows = [Row("WHY IS IT SO LATE", "negative", "anger", lang="en", source="channel sms")] * 20 + [
         Row("when is it due?", "neutral", lang="en")
     ] * 20
     scores = scoring(lambda text: -0.9 if text.endswith("?") else 0.0)([row.text for row in rows])
@@ -115,6 +115,7 @@ def test_slices_tell_missed_complaints_from_false_ones() -> None:
     assert found["en to 8 tokens"]["neutral_called_negative"] == 1.0
     assert found["en to 8 tokens"]["rows"] == 40
     assert "emotion_macro_f1" in found["en in capitals"]
+    assert found["channel sms"] == found["en in capitals"]
 
 
 @pytest.mark.parametrize(
