@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,37 +22,27 @@ from stream_sentiment.bulk import BulkPublisher
 from stream_sentiment.clock import Clock, SystemClock
 from stream_sentiment.errors import ConfigurationError, TryAgain
 from stream_sentiment.escalation.rules import RuleSet, load_rules
-from stream_sentiment.events.routing import RoutingOptions
 from stream_sentiment.flow import Flow
 from stream_sentiment.intake import Intake
 from stream_sentiment.kafka.clients import common_config, first_contact, producer_config
 from stream_sentiment.kafka.transactional import TransactionalPublisher
-from stream_sentiment.live.rules_file import RulesFile
+from stream_sentiment.live.changes import Changes
 from stream_sentiment.live.serving import Live, Serving
-from stream_sentiment.live.watch import Source, Watcher
-from stream_sentiment.observability.build import build_labels
-from stream_sentiment.observability.definitions import Domain, Labelled
-from stream_sentiment.observability.drift import DriftWindow
+from stream_sentiment.observability.definitions import Domain
 from stream_sentiment.observability.health import HealthServer, HealthState, StuckDetector
 from stream_sentiment.observability.labels import Dependency
 from stream_sentiment.observability.logs import count_suppressed, get_logger, kafka_logger
 from stream_sentiment.observability.metrics import Metrics
 from stream_sentiment.observability.tracing import tracer_from_environment
 from stream_sentiment.outbox import KafkaPublisher, Outbox
-from stream_sentiment.record_fold import RecordFolder
 from stream_sentiment.score_stage import ScoreStage
-from stream_sentiment.scoring.corrections import Corrector
 from stream_sentiment.settings import Settings
-from stream_sentiment.stages import Epoch, Record
+from stream_sentiment.stages import Epoch
 from stream_sentiment.store.errors import StoreFault
 from stream_sentiment.store.redis import StateStore
 
 if TYPE_CHECKING:
-    from prometheus_client import Gauge
-
-    from stream_sentiment.live.model_bundle import ModelBundle
-    from stream_sentiment.live.shadow import Shadow
-    from stream_sentiment.scoring.scorer import ModelInfo, Scorer
+    from stream_sentiment.scoring.scorer import Scorer
 
 #: First answer of Kafka at start-up.
 CONTACT_SECONDS = 15.0
@@ -85,20 +75,6 @@ def load_scorer(settings: Settings) -> Scorer:
     if settings.model.stub:
         return StubScorer()
     return OnnxScorer.load(settings.model.path, device=settings.model.device, token_budget=settings.model.token_budget)
-
-
-def load_shadow(settings: Settings, metrics: Metrics) -> Shadow | None:
-    """The second model, where one is wanted. Raises ConfigurationError for a bundle that is not sound."""
-    model = settings.model
-    if model.shadow is None:
-        return None
-    from stream_sentiment.live.shadow import Shadow
-    from stream_sentiment.scoring.scorer import OnnxScorer
-    from stream_sentiment.scoring.verify import check_golden
-
-    scorer = OnnxScorer.load(model.shadow, device=model.device, token_budget=model.token_budget)
-    check_golden(scorer, scorer.bundle)
-    return Shadow(scorer, model.shadow_share, metrics)
 
 
 def open_store(
@@ -158,21 +134,25 @@ class Worker:
         self.metrics = Metrics(clock=self.clock)
         self.health = HealthState()
         count_suppressed(lambda event: self.metrics.log_lines_suppressed_total.labels(event).inc())
+        watch_rules, watch_model = rules is None, scorer is None and not settings.model.stub
         rules = rules or load_rules(settings.rules.path)
         started = time.monotonic()
-        #: A model that the caller gave is not the one on disk.
-        self._own_model = scorer is None and not settings.model.stub and settings.model.path is not None
         scorer = scorer or load_scorer(settings)
         self.metrics.model_load_seconds.set(time.monotonic() - started)
         self._bulk = BulkPublisher(settings, self.metrics, scorer.info, rules.version)
         #: Of each input topic; known once Kafka has answered.
         self._partition_counts: dict[str, int] = {}
-        #: How far the model of the next window has drifted; other rules go on with it.
-        self._drift: tuple[Scorer | None, DriftWindow | None] = None, None
-        self.live = Live(rules, scorer, self._serving)
-        self._bundle = self._model_bundle(scorer)
-        self._watcher = Watcher(self._sources())
-        self._shadow = load_shadow(settings, self.metrics)
+        self.changes = Changes(
+            settings,
+            self.metrics,
+            self.health,
+            self._bulk,
+            rules,
+            scorer,
+            self._partition_counts,
+            watch_rules=watch_rules,
+            watch_model=watch_model,
+        )
         self._exit_when_idle = exit_when_idle
         self._on_listening = on_listening
         self._intake: Intake | None = None
@@ -191,7 +171,12 @@ class Worker:
 
     def reload(self) -> None:
         """Look at the rule file and the model bundle now, and take up what is sound. May be called from a signal handler."""
-        self._watcher.look_now()
+        self.changes.look_now()
+
+    @property
+    def live(self) -> Live:
+        """Rules and model in force."""
+        return self.changes.live
 
     def run(self) -> None:
         """Work until `stop`, or until idle.
@@ -203,22 +188,18 @@ class Worker:
         """
         settings = self.settings
         self._declare_metrics()
-        self._in_force(self.live.current)
+        self.changes.in_force(self.changes.first)
         server = HealthServer(settings.http.host, settings.http.port, self.metrics, self.health)
         server.start()
         stuck = StuckDetector(self.health, on_stuck=self._stuck)
         stuck.start()
         if self._on_listening is not None:
             self._on_listening(f"http://{settings.http.host}:{server.port}")
-        self._watcher.start()
-        if self._shadow is not None:
-            self._shadow.start()
+        self.changes.start()
         try:
             self._work()
         finally:
-            self._watcher.stop()
-            if self._shadow is not None:
-                self._shadow.stop()
+            self.changes.stop()
             self.health.set_ready("running", False, "stopped")
             stuck.stop()
             server.stop()
@@ -229,7 +210,7 @@ class Worker:
 
     def _work(self) -> None:
         settings, metrics, health = self.settings, self.metrics, self.health
-        serving, bulk = self.live.current, self._bulk
+        serving, bulk = self.changes.first, self._bulk
         store = open_store(
             settings,
             STATE_LIVES * serving.longest_ttl_ms,
@@ -252,7 +233,7 @@ class Worker:
 
         def on_serving(taken_up: Serving) -> None:
             store.keep_states(STATE_LIVES * taken_up.longest_ttl_ms)
-            self._in_force(taken_up)
+            self.changes.in_force(taken_up)
 
         apply_stage = ApplyStage(
             store,
@@ -266,8 +247,8 @@ class Worker:
             on_serving=on_serving,
             timer_grace_ms=round(settings.worker.timer_grace.total_seconds() * 1000),
             timers_on=settings.worker.timers,
-            on_model_failure=self._model_failed,
-            on_scored=self._scored,
+            on_model_failure=self.changes.model_failed,
+            on_scored=self.changes.scored,
             beat=lambda: health.beat("apply"),
             on_error=self._fail,
             on_store=self._store_answers,
@@ -380,63 +361,6 @@ class Worker:
         self.metrics.stuck_loops_total.inc(len(overdue))
         log.error("loop_stuck", loops={loop: round(age, 1) for loop, age in overdue.items()})
 
-    def _serving(self, rules: RuleSet, scorer: Scorer) -> Serving:
-        """What a window needs of these rules and this model."""
-        intake = self.settings.intake
-        routing = RoutingOptions(
-            frozenset(intake.languages), intake.default_language, intake.max_text_chars, rules.options.score_roles
-        )
-        folder = RecordFolder(self.settings, rules, scorer.info, self._bulk, self._partition_counts)
-        if scorer is not self._drift[0]:
-            self._drift = scorer, self._drift_window(scorer)
-        return Serving(rules, scorer, routing, folder, self._drift[1])
-
-    def _drift_window(self, scorer: Scorer) -> DriftWindow:
-        """Without a reference it looks at no language, and takes the last model's figures away."""
-        model = self.settings.model
-        return DriftWindow(scorer.info.reference or {}, self.metrics, size=model.drift_window, minimum=model.drift_minimum)
-
-    def _sources(self) -> list[Source]:
-        """What may change while the worker runs."""
-        settings, sources = self.settings, list[Source]()
-        if settings.rules.path is not None:
-            sources.append(
-                RulesFile(
-                    settings.rules.path,
-                    self.live.current.rules,
-                    interval=settings.rules.watch.total_seconds(),
-                    use=lambda rules: self.live.use(rules=rules),
-                    model=lambda: self.live.current.scorer.info,
-                    metrics=self.metrics,
-                    health=self.health,
-                )
-            )
-        return sources if self._bundle is None else [*sources, self._bundle]
-
-    def _model_bundle(self, scorer: Scorer) -> ModelBundle | None:
-        model = self.settings.model
-        if not self._own_model or model.path is None:
-            return None
-        from stream_sentiment.live.model_bundle import ModelBundle
-
-        return ModelBundle(
-            model.path,
-            scorer,
-            device=model.device,
-            token_budget=model.token_budget,
-            interval=model.watch.total_seconds(),
-            use=lambda new: self.live.use(scorer=new),
-            metrics=self.metrics,
-            health=self.health,
-        )
-
-    def _model_failed(self, scorer: Scorer, error: Exception) -> bool:
-        return self._bundle is not None and self._bundle.failed(scorer, error)
-
-    def _scored(self, records: Sequence[Record], model: ModelInfo) -> None:
-        if self._shadow is not None:
-            self._shadow.offer(records, model)
-
     def _declare_metrics(self) -> None:
         topics = self.settings.topics
         declare = self.metrics.declare
@@ -445,23 +369,3 @@ class Worker:
             Domain.OUTPUT_TOPIC, [topics.scored, topics.conversation_state, topics.escalations, topics.dead_letters]
         )
         self.metrics.model_ready.set(1)
-
-    def _in_force(self, serving: Serving) -> None:
-        """Metrics and `/readyz` name the rules and the model of the windows from now on."""
-        rules, info, metrics = serving.rules, serving.scorer.info, self.metrics
-        metrics.declare(Domain.RULE, list(rules.default.by_id))
-        metrics.declare(Domain.CORRECTION, Corrector.of(self.settings.corrections, info).rule_ids)
-        metrics.declare(Domain.LABEL, info.labels["polarity"], only=["predictions_total"])
-        metrics.declare(Domain.LABEL, info.emotion_labels, only=["emotion_predictions_total"])
-        provider = str(getattr(serving.scorer, "provider", ""))
-        only_child(metrics.build_info, *build_labels(f"{info.name}@{info.version}", info.sha256, provider))
-        only_child(metrics.rules_info, rules.version)
-        self.health.set_ready("model", True, f"{info.name} {info.version}")
-
-
-def only_child(gauges: Labelled[Gauge], *labels: str) -> None:
-    """Set this series to 1 and remove the others: one version is in force."""
-    gauges.labels(*labels).set(1)
-    for other in gauges.known():
-        if other != labels:
-            gauges.remove(*other)

@@ -13,9 +13,11 @@ import orjson
 import pytest
 
 from stream_sentiment.apply_stage import ApplyStage
+from stream_sentiment.escalation.rules import parse_rules
 from stream_sentiment.stages import Window
 from stream_sentiment.testing.events import chat_message
 from stream_sentiment.testing.worker import WorkerProcess
+from stream_sentiment.worker import Worker
 from tests.integration.road import Road, WordScorer, sample
 
 START = 1_790_000_000_000
@@ -131,6 +133,46 @@ def test_an_alert_that_the_old_rules_opened_is_closed_by_the_new_ones(mock_road:
     told = [(e["action"], e["revision"], e["rules_version"].split("-")[0]) for e in mock_road.escalations()]
     assert told == [("opened", 1, "1"), ("resolved", 2, "2")]
     assert len({e["escalation_id"] for e in mock_road.escalations()}) == 1
+
+
+def test_rules_that_change_before_the_first_window_are_those_that_its_outputs_name(
+    mock_road: Road, tmp_path: Path
+) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text(rules(1, -0.2))
+    mock_road.publish(said(0))
+    worker = Worker(mock_road.settings(rules={"path": file}), scorer=WordScorer(), exit_when_idle=1.0)
+    worker.live.use(rules=parse_rules(rules(2, -0.2)))
+    worker.run()
+    [scored] = mock_road.read("scored")
+    [opened] = mock_road.escalations()
+    state = mock_road.final_states()[("shop", "c1")]
+    named = {scored.json()["rules_version"], opened["rules_version"], opened["trigger"]["rule_version"]}
+    assert {version.split("-")[0] for version in named | {state["rules_version"]}} == {"2"}
+
+
+@pytest.mark.slow
+@pytest.mark.redis
+def test_a_hangup_of_the_supervisor_reaches_every_worker(mock_road: Road, tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text(rules(1, -0.3))
+    settings = {
+        "kafka.bootstrap_servers": mock_road.broker.bootstrap_servers,
+        "kafka.group_id": mock_road.group,
+        "redis.url": mock_road.redis_url,
+        "model.stub": "true",
+        "rules.path": str(file),
+        "rules.watch": "0",
+        "http.port": "0",
+        **{f"topics.{name}": topic for name, topic in mock_road.topics.items()},
+    }
+    with WorkerProcess(settings, ["--workers", "2"], directory=tmp_path) as supervisor:
+        until(lambda: supervisor.log_text().count("worker_started") == 2, 90)
+        file.write_text(rules(2, -0.3))
+        supervisor.sighup()
+        until(lambda: supervisor.log_text().count("rules_reloaded") == 2, 30)
+        supervisor.sigterm()
+        assert supervisor.wait_exit(60) == 0
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ def test_a_worker_says_the_same_with_and_without_a_shadow(
         road.publish(*[chat_message(text, message=f"m{n}", at_ms=START + n * 60_000) for n, text in enumerate(lines)])
         worker = Worker(road.settings(), scorer=WordScorer(), exit_when_idle=1.0)
         if shadowed:
-            worker._shadow = Shadow(Other(fails=kind == "fails"), 1.0, worker.metrics)
+            worker.changes.shadow = Shadow(Other(fails=kind == "fails"), 1.0, worker.metrics)
         worker.run()
         told.append(outputs(road))
         if shadowed:
