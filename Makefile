@@ -1,4 +1,4 @@
-.PHONY: check lint types test format measure
+.PHONY: check lint types test format measure measure-rules
 
 check: lint types test ## everything a reviewer would ask for, in the active environment
 
@@ -42,3 +42,7 @@ measure: ## needs the extra train and the data; half an hour on two cores
 	stream-sentiment explain --model $(BUNDLE) --faithfulness $(SERVICE) -d $(DATA)/dev/smp2020_ewect_usual.dev.jsonl.gz \
 		-d $(DATA)/dev/jddc_satisfaction.valid.jsonl.gz --page docs/explain.md
 	stream-sentiment model card $(BUNDLE) --write
+
+# What docs/rules.md says about the default rules and the signals; a few minutes, without the extra train.
+measure-rules:
+	python -m stream_sentiment.backtest.page $(DATA) docs/rules.md
