@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stream_sentiment.cli import model_measure
+from stream_sentiment.cli import model_long, model_measure
 from stream_sentiment.cli.model_common import JsonOption, bar, needs_train_extra, spread
 from stream_sentiment.errors import ConfigurationError, ExitStatus
 
@@ -194,6 +194,9 @@ def quantize(
 
 
 for _command in (
+    model_long.corpus,
+    model_long.pretrain,
+    model_long.shortcut,
     model_measure.evaluate,
     model_measure.corrections,
     model_measure.fairness,

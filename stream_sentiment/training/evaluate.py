@@ -121,12 +121,7 @@ def _heard(
     labels: tuple[str, ...],
 ) -> dict[str, Any]:
     """What the worker hears: the model's head and the lexicon of the default rules together."""
-    finder = load_rules().finder(scorer.info)
-    probability = metrics.sigmoid(z)
-    said = np.zeros_like(gold)
-    for at, (text, row) in enumerate(zip(texts_of(rows), probability, strict=True)):
-        for signal in finder.find(prepare(text).text, row.tolist()):
-            said[at, labels.index(signal.name)] = True
+    said = heard(scorer, rows, metrics.sigmoid(z), labels)
     hits = float((said & gold).sum())
     classes = {label: _precision_recall(said[:, i], gold[:, i]) for i, label in enumerate(labels)}
     return {
@@ -135,6 +130,25 @@ def _heard(
         "recall": hits / max(1.0, float(gold.sum())),
         "classes": classes,
     }
+
+
+def heard(
+    scorer: OnnxScorer,
+    rows: Sequence[Row],
+    probability: npt.NDArray[np.floating],
+    labels: tuple[str, ...],
+    source: str | None = None,
+) -> npt.NDArray[np.bool_]:
+    """Rows x signals: what the lexicon of the default rules and the head at the bundle's thresholds say together; with `source`
+    ("lexicon" or "model") that one alone, the lexicon's doubts about a phrase that the head finds absurd included.
+    """
+    finder = load_rules().finder(scorer.info)
+    said = np.zeros((len(rows), len(labels)), np.bool_)
+    for at, (text, row) in enumerate(zip(texts_of(rows), probability, strict=True)):
+        for signal in finder.find(prepare(text).text, row.tolist()):
+            if source in (None, signal.source):
+                said[at, labels.index(signal.name)] = True
+    return said
 
 
 def _precision_recall(said: npt.NDArray[np.bool_], gold: npt.NDArray[np.bool_]) -> dict[str, Any]:

@@ -162,7 +162,9 @@ def _calibrate(folder: Path, manifest: dict[str, Any], dev: Sequence[Sequence[Ro
                 gold = y[live] > 0.5
                 entry["temperature"] = calibrate.fit_binary_temperature(z[live], gold)
                 probability = metrics.sigmoid(z[live] / entry["temperature"])
-                entry["thresholds"] = calibrate.fit_thresholds(probability, gold)
+                kept = [row for row, alive in zip((r for rows in dev for r in rows), live, strict=True) if alive]
+                lexicon = evaluate.heard(scorer, kept, probability, head.labels, "lexicon")
+                entry["thresholds"] = calibrate.fit_thresholds(probability, gold, lexicon)
     _write(folder, manifest)
 
 

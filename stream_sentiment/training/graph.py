@@ -22,10 +22,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from stream_sentiment.training.network import (
+    GATE_SLOPE,
     HASH_FIRST,
     HASH_SECOND,
     HASH_SKIP,
     HASH_TOKEN,
+    InputRange,
     Layer,
     SentimentNetwork,
 )
@@ -42,7 +44,7 @@ TOKEN_STEP = 2.0**10
 POOLED_STEP = 2.0**8
 WEIGHT_STEP = 2.0**11
 
-Ranges = Mapping[str, tuple[float, float]]
+Ranges = Mapping[str, InputRange]
 
 
 class GraphBuilder:
@@ -97,7 +99,10 @@ def build(network: SentimentNetwork, ranges: Ranges | None, wide_share: Mapping[
     logits = g.op("Add", [g.op("MatMul", [pooled, g.const(weight.T)]), g.const(bias)])
     shares = np.concatenate([np.full(h.width, wide_share.get(h.name, 0.0), np.float32) for h in network.head_specs])
     if network.wide is not None and shares.any():
-        logits = g.op("Add", [logits, _wide(g, network, ids, keep, count, shares)])
+        wide = _wide(g, network, ids, keep, count, shares)
+        logits = g.op(
+            "Add", [logits, wide if network.gate is None else g.op("Mul", [wide, _gate(g, network.gate, pooled)])]
+        )
     g.nodes[-1].output[0] = "logits"
 
     graph = helper.make_graph(
@@ -112,6 +117,14 @@ def build(network: SentimentNetwork, ranges: Ranges | None, wide_share: Mapping[
     described = [[h.name, h.kind.value, list(h.labels)] for h in network.head_specs]
     helper.set_model_props(model, {"heads": json.dumps(described)})
     return model
+
+
+def _gate(g: GraphBuilder, gate: torch.nn.Linear, pooled: str) -> str:
+    """`SentimentNetwork.gate_of`; its weights are on the step of the heads, so that the sum is exact."""
+    weight = np.round(_array(gate.weight) * WEIGHT_STEP) / np.float32(WEIGHT_STEP)
+    z = g.op("Add", [g.op("MatMul", [pooled, g.const(weight.T)]), g.const(_array(gate.bias))])
+    straight = g.op("Add", [g.op("Mul", [z, g.const(np.float32(GATE_SLOPE))]), g.const(np.float32(0.5))])
+    return str(g.op("Clip", [straight, g.const(np.float32(0.0)), g.const(np.float32(1.0))]))
 
 
 def quantise_columns(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
@@ -136,7 +149,11 @@ def _linear(g: GraphBuilder, module: torch.nn.Linear, x: str, ranges: Ranges | N
     weight, bias = _array(module.weight), _array(module.bias)
     if ranges is None or name not in ranges:
         return str(g.op("Add", [g.op("MatMul", [x, g.const(weight.T)]), g.const(bias)]))
-    low, high = min(ranges[name][0], 0.0), max(ranges[name][1], 0.0)  # zero must be a representable value
+    found = ranges[name]
+    if found.smooth is not None:
+        x = g.op("Mul", [x, g.const((1.0 / found.smooth).astype(np.float32))])
+        weight = weight * found.smooth
+    low, high = min(found.low, 0.0), max(found.high, 0.0)  # zero must be a representable value
     scale = np.float32((high - low) / 255.0)
     scale_name, zero_name = g.const(scale), g.const(np.uint8(np.clip(round(-low / float(scale)), 0, 255)))
     quantised = g.op("QuantizeLinear", [x, scale_name, zero_name])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +48,9 @@ class Stage:
     weight_decay: float = 0.01
     label_smoothing: float = 0.05
     dropout: float = 0.1
-    average: float = 0.999  # decay of the running mean of the weights, which is what the stage returns; 0: the last weights
+    average: float = (
+        0.999  # decay of the running mean of the weights, which is what the stage returns; 0: the last weights
+    )
     scale: float = 1.0  # multiplies every source's passes
     bf16: bool = True
     seed: int = 0
@@ -132,9 +135,15 @@ class Plan:
 
 
 def plan_round(
-    data: DeviceCorpus, passes: npt.NDArray[np.float64], stage: Stage, number: int, allowed: npt.NDArray[np.bool_] | None
+    data: DeviceCorpus,
+    passes: npt.NDArray[np.float64],
+    stage: Stage,
+    number: int,
+    allowed: npt.NDArray[np.bool_] | None,
 ) -> Plan:
-    """Rows of round `number` (of `stage.rounds`): a source with 2 passes in 4 rounds shows half of its rows, none twice before all once."""
+    """Rows of round `number` (of `stage.rounds`): a source with 2 passes in 4 rounds shows half of its rows, none twice before
+    all once.
+    """
     corpus, rng = data.corpus, np.random.default_rng([stage.seed, number])
     chosen = []
     for source, times in enumerate(passes):
@@ -167,7 +176,9 @@ class StageRun:
     def __init__(self, network: SentimentNetwork, masked: MaskedWords, data: DeviceCorpus, stage: Stage) -> None:
         self.network, self.masked, self.data, self.stage = network, masked, data, stage
         self.device = data.device
-        network.words.sparse = False  # a dense step over all word vectors takes an accelerator less than gathering the rows
+        network.words.sparse = (
+            False  # a dense step over all word vectors takes an accelerator less than gathering the rows
+        )
         network.compute_dtype = torch.bfloat16 if stage.bf16 else torch.float32
         for layer in network.layers:
             layer.dropout = stage.dropout  # type: ignore[assignment]
@@ -207,7 +218,8 @@ class StageRun:
             self.network.train()
             sums: dict[str, Tensor] = {}
             for begin, end, length, real in plan.batches:
-                losses = self._update(plan.rows[begin:end], plan.sequences[begin:end], length, real, min(1.0, self.step / total))
+                done = min(1.0, self.step / total)
+                losses = self._update(plan.rows[begin:end], plan.sequences[begin:end], length, real, done)
                 for name, value in losses.items():
                     sums[name] = sums[name] + value if name in sums else value
                 tokens += real
@@ -233,9 +245,14 @@ class StageRun:
             self._swap()
         return log
 
-    def averaged(self) -> _Averaged:
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
         """The running mean of the weights for the length of a `with` block."""
-        return _Averaged(self)
+        if self.stage.average:
+            self._swap()
+        yield
+        if self.stage.average:
+            self._swap()
 
     def _swap(self) -> None:
         with torch.no_grad():
@@ -343,24 +360,14 @@ class StageRun:
         return out
 
 
-class _Averaged:
-    def __init__(self, run: StageRun) -> None:
-        self._run = run
-
-    def __enter__(self) -> None:
-        if self._run.stage.average:
-            self._run._swap()
-
-    def __exit__(self, *_: object) -> None:
-        if self._run.stage.average:
-            self._run._swap()
-
-
 def predict(
-    network: SentimentNetwork, data: DeviceCorpus, rows: npt.NDArray[np.int64], tokens: int = 131_072
+    network: SentimentNetwork, data: DeviceCorpus, rows: npt.NDArray[np.int64], tokens: int | None = None
 ) -> npt.NDArray[np.float32]:
     """Logits of all heads side by side, len(rows) x sum of head widths, from each row's first variant; the encoder alone."""
     network.eval()
+    tokens = tokens or (
+        131_072 if data.device.type == "cuda" else 6_144
+    )  # a CPU is fastest while a batch fits its cache
     sequences = data.corpus.first[rows]
     lengths = data.lengths[sequences]
     order = np.argsort(lengths, kind="stable")

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +33,9 @@ HASH_FIRST = 1_000_003
 HASH_SECOND = 7_368_787
 HASH_TOKEN = 15_485_863
 HASH_SKIP = 12_195_257
+
+GATE_SLOPE = 0.25
+"""The tangent of the logistic function at 0: the gate is fitted as a logistic regression."""
 
 PARTS = 4
 """A Chinese word shows its first four characters to the shortcut; 99 % of the vocabulary's words have no more."""
@@ -48,6 +53,7 @@ class NetworkConfig:
     max_positions: int = 96
     layer_norm_eps: float = 1e-12
     wide_buckets: int = 0
+    wide_gate: bool = False  # the shortcut is weighted by how much a text reads like the texts it was fitted on
 
     @classmethod
     def from_bert(cls, config: Mapping[str, Any], *, max_positions: int, wide_buckets: int = 0) -> NetworkConfig:
@@ -75,6 +81,15 @@ class NetworkConfig:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class InputRange:
+    """What int8 needs to know of a layer's input: smallest and largest value after division by `smooth` (one factor a channel)."""
+
+    low: float
+    high: float
+    smooth: npt.NDArray[np.float32] | None = None
+
+
 class Linear(nn.Linear):
     """A linear layer whose fp32 master weights are cast to the type of its input.
 
@@ -82,12 +97,16 @@ class Linear(nn.Linear):
     rounded (straight-through estimator, Bengio et al. 2013; Jacob et al. 2018).
     """
 
-    input_range: tuple[float, float] | None = None
+    input_range: InputRange | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight
         if self.input_range is not None:
-            input, weight = fake_quantise(input, *self.input_range), fake_quantise_rows(weight)
+            if self.input_range.smooth is not None:
+                factor = torch.as_tensor(self.input_range.smooth, device=input.device)
+                input, weight = input / factor.to(input.dtype), weight * factor
+            input = fake_quantise(input, self.input_range.low, self.input_range.high)
+            weight = fake_quantise_rows(weight)
         return F.linear(input, weight.to(input.dtype), self.bias.to(input.dtype))
 
 
@@ -104,7 +123,9 @@ class Layer(nn.Module):
         self.down = Linear(inner, hidden)
         self.output_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.num_heads = config.num_heads
-        self.dropout = 0.0  # of both residual branches; 0 on a CPU, whose random numbers cost more than the matrix products
+        self.dropout = (
+            0.0  # of both residual branches; 0 on a CPU, whose random numbers cost more than the matrix products
+        )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: batch x length x hidden; mask: batch x 1 x 1 x length, 0 for tokens and -1e4 for padding."""
@@ -154,6 +175,7 @@ class SentimentNetwork(nn.Module):
             self.register_buffer("parts", torch.zeros(config.vocab_size, PARTS, dtype=torch.int64))
             # Fingerprint of the n-gram that owns a bucket, 0 for an empty one; see `lookup`.
             self.register_buffer("prints", torch.zeros(config.wide_buckets, dtype=torch.uint8))
+        self.gate: nn.Linear | None = nn.Linear(config.hidden_size, 1) if config.wide_gate else None
         self.compute_dtype = torch.float32
 
     def pooled(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -182,7 +204,7 @@ class SentimentNetwork(nn.Module):
         pooled = self.pooled(ids, lengths)
         logits = {name: head(pooled) for name, head in self.heads.items()}
         if self.wide is not None:
-            wide = self.wide_logits(ids, lengths)
+            wide = self.wide_logits(ids, lengths, pooled)
             logits = {name: z + wide[name] for name, z in logits.items()}
         return logits
 
@@ -196,11 +218,20 @@ class SentimentNetwork(nn.Module):
         summed: Tensor = (rows * live[:, :, None].float()).sum(1)
         return summed / lengths.float().sqrt()[:, None]
 
-    def wide_logits(self, ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """`wide_sum` by head."""
+    def wide_logits(self, ids: Tensor, lengths: Tensor, pooled: Tensor) -> dict[str, Tensor]:
+        """`wide_sum` by head, times the gate where there is one."""
         widths = [h.width for h in self.head_specs]
-        parts = torch.split(self.wide_sum(ids, lengths), widths, dim=1)
+        parts = torch.split(self.wide_sum(ids, lengths) * self.gate_of(pooled), widths, dim=1)
         return {h.name: part for h, part in zip(self.head_specs, parts, strict=True)}
+
+    def gate_of(self, pooled: Tensor) -> Tensor:
+        """How much the shortcut counts for these texts: batch x 1 in 0..1. Straight between the ends, so that a graph computes the
+        same bits for any batch.
+        """
+        if self.gate is None:
+            return torch.ones(len(pooled), 1, device=pooled.device)
+        z: Tensor = self.gate(pooled)
+        return (z * GATE_SLOPE + 0.5).clamp(0.0, 1.0)
 
     def head(self, name: str) -> nn.Linear:
         """The linear layer of one head."""
@@ -211,17 +242,18 @@ class SentimentNetwork(nn.Module):
     def body_parameters(self) -> list[nn.Parameter]:
         """All that is neither word vectors, nor shortcut, nor head."""
         skip = {id(p) for p in self.heads.parameters()} | {id(self.words.weight)}
+        if self.gate is not None:
+            skip |= {id(p) for p in self.gate.parameters()}
         if self.wide is not None:
             skip.add(id(self.wide.weight))
         return [p for p in self.parameters() if id(p) not in skip]
-
 
     @property
     def quantised(self) -> bool:
         """Whether `set_quantisation` is in force."""
         return any(isinstance(m, Linear) and m.input_range is not None for m in self.modules())
 
-    def set_quantisation(self, ranges: Mapping[str, tuple[float, float]] | None) -> None:
+    def set_quantisation(self, ranges: Mapping[str, InputRange] | None) -> None:
         """Compute as the int8 graph with these input ranges would (`quantize.activation_ranges`); None: as the fp32 graph."""
         for name, module in self.named_modules():
             if isinstance(module, Linear):

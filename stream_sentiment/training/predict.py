@@ -33,7 +33,7 @@ def split_logits(network: SentimentNetwork, ids: Sequence[list[int]], rows: Sequ
             for name, head in network.heads.items():
                 deep[name][group] = head(pooled).numpy()
             if network.wide is not None:
-                for name, part in network.wide_logits(x, lengths).items():
+                for name, part in network.wide_logits(x, lengths, pooled).items():
                     wide[name][group] = part.numpy()
     return deep, wide
 

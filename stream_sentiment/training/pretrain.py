@@ -27,7 +27,7 @@ from stream_sentiment.training.corpus import FOLDS, Corpus, CorpusSource
 from stream_sentiment.training.data import NO_NEUTRAL
 from stream_sentiment.training.joint import DeviceCorpus, MaskedWords, Progress, Stage, StageRun, predict
 from stream_sentiment.training.metrics import macro_f1
-from stream_sentiment.training.network import SentimentNetwork
+from stream_sentiment.training.network import InputRange, SentimentNetwork
 from stream_sentiment.training.quantize import activation_ranges
 from stream_sentiment.training.teachers import bags_of, cross_fit
 from stream_sentiment.training.train import TrainSettings, save_network, start_network
@@ -47,8 +47,10 @@ class Recipe:
         return np.array([s.passes.get(stage, 0.0) for s in self.sources])
 
 
-def read_recipe(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
-    """A YAML file with `sources`, `dev` and `stages`; `overrides`: settings by stage that win over the file's."""
+def read_recipe(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = None, scale: float = 1.0) -> Recipe:
+    """A YAML file with `sources`, `dev` and `stages`; `overrides`: settings by stage that win over the file's; `scale` multiplies
+    what every stage shows.
+    """
     try:
         document = yaml.safe_load(path.read_text("utf-8"))
         stages = {}
@@ -57,9 +59,12 @@ def read_recipe(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = 
             for pair in ("masked_words", "mask_rate"):
                 if pair in settings:
                     settings[pair] = tuple(settings[pair])
+            settings["scale"] = settings.get("scale", 1.0) * scale
             stages[name] = Stage(name=name, **settings)
         return Recipe(
-            tuple(CorpusSource(**s) for s in document["sources"]), tuple(CorpusSource(**s) for s in document["dev"]), stages
+            tuple(CorpusSource(**s) for s in document["sources"]),
+            tuple(CorpusSource(**s) for s in document["dev"]),
+            stages,
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigurationError(f"{path}: not a recipe ({error}); see docs/model.md for its fields") from error
@@ -108,7 +113,9 @@ class Pretraining:
         soft, report = cross_fit(self.data, heads, bags, judge, domains, wanted, self.progress)
         _restore(self.network, self.masked, sums)
         np.save(self.run / "teachers.npy", soft.astype(np.float16))
-        (self.run / "teachers.json").write_text(json.dumps({"out_of_fold": report, "mean_dev": self.measure()}, indent=1) + "\n", "utf-8")
+        (self.run / "teachers.json").write_text(
+            json.dumps({"out_of_fold": report, "mean_dev": self.measure()}, indent=1) + "\n", "utf-8"
+        )
         self.data.soft = torch.from_numpy(soft.astype(np.float16)).to(self.data.device)
         self._save("teach")
 
@@ -119,23 +126,25 @@ class Pretraining:
             self._save("student")
 
     def tune(self) -> None:
-        """A short run on what the product reads, computing as the int8 graph will; the ranges are kept for the export."""
+        """A short run on what the product reads, computing as the int8 graph will."""
         if self._load("tune"):
             return
-        ranges = self.ranges()
-        self.network.set_quantisation(ranges)
+        self.network.set_quantisation(self.ranges())
         self._train("tune", None)
-        (self.run / "ranges.json").write_text(json.dumps(ranges, indent=1) + "\n", "utf-8")
         self.network.set_quantisation(None)
         self._save("tune")
 
-    def ranges(self, messages: int = 600) -> dict[str, tuple[float, float]]:
+    def ranges(self, messages: int = 600) -> dict[str, InputRange]:
         """Input ranges of the linear layers over messages of every source that the tune stage shows."""
         corpus = self.data.corpus
         shown = np.flatnonzero(self.recipe.passes("tune") > 0)
         rng = np.random.default_rng(0)
-        rows = np.concatenate([rng.permutation(np.flatnonzero(corpus.source == s))[: messages // len(shown) + 10] for s in shown])
-        cut = [corpus.ids[corpus.starts[s] : corpus.starts[s + 1]].astype(np.int64).tolist() for s in corpus.first[rows]]
+        rows = np.concatenate(
+            [rng.permutation(np.flatnonzero(corpus.source == s))[: messages // len(shown) + 10] for s in shown]
+        )
+        cut = [
+            corpus.ids[corpus.starts[s] : corpus.starts[s + 1]].astype(np.int64).tolist() for s in corpus.first[rows]
+        ]
         return activation_ranges(self.network, cut)
 
     def measure(self) -> dict[str, float]:
@@ -172,7 +181,10 @@ class Pretraining:
             file.writelines(json.dumps(entry) + "\n" for entry in log)
 
     def _save(self, name: str) -> None:
-        save_file({k: v.contiguous().cpu() for k, v in _state(self.network, self.masked).items()}, self.run / f"stage-{name}.safetensors")
+        save_file(
+            {k: v.contiguous().cpu() for k, v in _state(self.network, self.masked).items()},
+            self.run / f"stage-{name}.safetensors",
+        )
 
     def _load(self, name: str) -> bool:
         file = self.run / f"stage-{name}.safetensors"
@@ -204,13 +216,22 @@ def pretrain(
     network.to(device)
     masked.to(device)
     run = Pretraining(
-        out, recipe, network, masked, DeviceCorpus.of(corpus, device), None if dev is None else DeviceCorpus.of(dev, device), progress
+        out,
+        recipe,
+        network,
+        masked,
+        DeviceCorpus.of(corpus, device),
+        None if dev is None else DeviceCorpus.of(dev, device),
+        progress,
     )
     for name in STAGES[: STAGES.index(until) + 1]:
         stage: Callable[[], None] = getattr(run, name)
         stage()
     network.to("cpu")
     save_network(network, out)
+    log = out / "log.jsonl"
+    if log.is_file():
+        draw_curves([json.loads(line) for line in log.read_text("utf-8").splitlines()], out / "curves.png")
     return out
 
 
@@ -236,7 +257,9 @@ def draw_curves(log: Sequence[Mapping[str, Any]], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(11, 5))
     for name in sorted({k for entry in log for k in entry.get("dev", {})}):
         axes.plot(range(1, len(log) + 1), [entry.get("dev", {}).get(name) for entry in log], marker="o", label=name)
-    axes.set_xticks(range(1, len(log) + 1), [f"{entry['stage']} {entry['round']}" for entry in log], rotation=90, fontsize=6)
+    axes.set_xticks(
+        range(1, len(log) + 1), [f"{entry['stage']} {entry['round']}" for entry in log], rotation=90, fontsize=6
+    )
     axes.set_title("dev macro-F1 by round")
     axes.legend(fontsize=6, ncols=2)
     figure.tight_layout()
@@ -245,7 +268,11 @@ def draw_curves(log: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 
 def _state(network: SentimentNetwork, masked: MaskedWords) -> dict[str, torch.Tensor]:
-    state = {k: v.detach().clone() for k, v in network.state_dict().items() if v.is_floating_point() and not k.startswith("wide.")}
+    state = {
+        k: v.detach().clone()
+        for k, v in network.state_dict().items()
+        if v.is_floating_point() and not k.startswith("wide.")
+    }
     return state | {f"masked.{k}": v.detach().clone() for k, v in masked.state_dict().items()}
 
 

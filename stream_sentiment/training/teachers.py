@@ -9,7 +9,7 @@ the network and the n-gram model that were trained on the other folds (cross-fit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,8 @@ from stream_sentiment.training.network import SentimentNetwork, ngrams
 
 Floats = npt.NDArray[np.float32]
 
-BUCKETS = 1 << 21
+MOST_BUCKETS = 1 << 21
+FEWEST_BUCKETS = 1 << 12
 NETWORK_SHARES = (0.5, 0.7, 0.85, 1.0, 1.2)
 NGRAM_SHARES = (0.0, 0.2, 0.35, 0.5, 0.7, 0.9)
 SERVICE = "service"
@@ -41,6 +42,7 @@ class Bags:
     buckets: Tensor
     offsets: Tensor
     scale: Tensor  # per row: 1 / root of its length in tokens
+    size: int  # number of buckets
 
     def of(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The bags of these rows: buckets, where each begins, weight of every n-gram before the document frequency."""
@@ -51,8 +53,9 @@ class Bags:
 
 
 def bags_of(network: SentimentNetwork, data: DeviceCorpus, batch: int = 4_096) -> Bags:
-    """The n-grams that the shortcut of the network looks at, hashed into 2^21 buckets."""
+    """The n-grams that the shortcut of the network looks at, hashed: half a bucket a token, at most 2^21."""
     corpus = data.corpus
+    size = min(MOST_BUCKETS, max(FEWEST_BUCKETS, 1 << (len(corpus.ids) // 2).bit_length()))
     flat, lengths, scale = [], [], []
     for begin in range(0, len(corpus), batch):
         sequences = corpus.first[begin : begin + batch]
@@ -60,25 +63,30 @@ def bags_of(network: SentimentNetwork, data: DeviceCorpus, batch: int = 4_096) -
         ids, real = data.batch(torch.from_numpy(sequences).to(data.device), longest)
         keys, live = ngrams(ids, network.parts)
         live = live != 0
-        flat.append((keys[live] % BUCKETS).int())
+        flat.append((keys[live] % size).int())
         lengths.append(live.sum(1))
         scale.append(real.float().rsqrt())
     offsets = torch.zeros(len(corpus) + 1, dtype=torch.int64, device=data.device)
     offsets[1:] = torch.cat(lengths).cumsum(0)
-    return Bags(torch.cat(flat), offsets, torch.cat(scale))
+    return Bags(torch.cat(flat), offsets, torch.cat(scale), size)
 
 
 def fit_ngrams(
-    bags: Bags, data: DeviceCorpus, heads: Sequence[Head], train: npt.NDArray[np.int64], judge: npt.NDArray[np.int64], iterations: int = 30
+    bags: Bags,
+    data: DeviceCorpus,
+    heads: Sequence[Head],
+    train: npt.NDArray[np.int64],
+    judge: npt.NDArray[np.int64],
+    iterations: int = 30,
 ) -> Floats:
     """A multi-task logistic regression on TF-IDF of the `train` rows (L-BFGS, ridge 1 / rows); logits of the `judge` rows."""
     device = data.device
     rows = torch.from_numpy(train).to(device)
     buckets, starts, weights = bags.of(rows)
-    count = torch.bincount(buckets, minlength=BUCKETS).float()
+    count = torch.bincount(buckets, minlength=bags.size).float()
     idf = torch.where(count > 1, torch.log((1.0 + len(train)) / (1.0 + count)).clamp_min(0.5), 0.0)
     width = sum(h.width for h in heads)
-    table = torch.zeros(BUCKETS, width, device=device, requires_grad=True)
+    table = torch.zeros(bags.size, width, device=device, requires_grad=True)
     bias = torch.zeros(width, device=device, requires_grad=True)
     weights = weights * idf[buckets]
     ridge = 1.0 / len(train)
@@ -93,7 +101,7 @@ def fit_ngrams(
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call,arg-type]
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
     out = np.zeros((len(judge), width), np.float32)
     with torch.no_grad():
         for begin in range(0, len(judge), 65_536):
@@ -162,17 +170,19 @@ def cross_fit(
     report: list[dict[str, Any]] = []
     soft = np.zeros((len(corpus), width), np.float32)
     for name in sorted(set(domains)):
-        own = domain == name
-        at = 0
+        here = domain == name
+        begin = 0
         for head in heads:
-            columns = slice(at, at + head.width)
-            at += head.width
+            columns = slice(begin, begin + head.width)
+            begin += head.width
             gold = _gold(data, head)
-            live = own & _live(gold, head) & (corpus.weight >= 1.0)
+            live = here & _live(gold, head) & (corpus.weight >= 1.0)
             a, b = _shares(head, deep[live][:, columns], wide[live][:, columns], gold[live], corpus.binary[live])
-            soft[own, columns] = _probability(head, a * deep[own][:, columns] + b * wide[own][:, columns])
-            report.append({"domain": name, "head": head.name, "rows": int(live.sum()), "network": a, "ngrams": b}
-                          | _quality(head, deep[live][:, columns], wide[live][:, columns], gold[live], corpus.binary[live], a, b))
+            soft[here, columns] = _probability(head, a * deep[here][:, columns] + b * wide[here][:, columns])
+            report.append(
+                {"domain": name, "head": head.name, "rows": int(live.sum()), "network": a, "ngrams": b}
+                | _quality(head, deep[live][:, columns], wide[live][:, columns], gold[live], corpus.binary[live], a, b)
+            )
     return soft, report
 
 
@@ -184,7 +194,9 @@ def _live(gold: npt.NDArray[Any], head: Head) -> npt.NDArray[np.bool_]:
     return np.asarray(gold >= 0 if head.kind is HeadKind.SOFTMAX else ~np.isnan(gold[:, 0]))
 
 
-def _shares(head: Head, deep: Floats, wide: Floats, gold: npt.NDArray[Any], binary: npt.NDArray[np.bool_]) -> tuple[float, float]:
+def _shares(
+    head: Head, deep: Floats, wide: Floats, gold: npt.NDArray[Any], binary: npt.NDArray[np.bool_]
+) -> tuple[float, float]:
     """The weights of network and n-grams with the least loss out of fold; the network alone where nothing is labelled."""
     if head.kind is HeadKind.REGRESSION or len(deep) < 200:
         return 1.0, 0.0
@@ -222,7 +234,7 @@ def _probability(head: Head, z: Floats) -> Floats:
 
 def _quality(
     head: Head, deep: Floats, wide: Floats, gold: npt.NDArray[Any], binary: npt.NDArray[np.bool_], a: float, b: float
-) -> Mapping[str, float]:
+) -> dict[str, Any]:
     """Out of fold: macro-F1 of network, n-grams and both; micro-F1 at 0.5 for signals."""
     out = {}
     for name, z in (("f1_network", deep), ("f1_ngrams", wide), ("f1_both", a * deep + b * wide)):

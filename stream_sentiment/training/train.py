@@ -296,6 +296,8 @@ def save_network(network: SentimentNetwork, folder: Path) -> None:
     tensors = to_bert(network)
     for name, tensor in network.heads.state_dict().items():
         tensors[f"heads.{name}"] = tensor.clone()
+    if network.gate is not None:
+        tensors |= {f"gate.{k}": v.clone() for k, v in network.gate.state_dict().items()}
     if network.wide is not None:
         tensors["wide.weight"] = network.wide.weight.detach().clone()
         tensors["wide.parts"] = network.parts.to(torch.int32)
@@ -322,6 +324,10 @@ def load_network(folder: Path) -> SentimentNetwork:
     network.heads.load_state_dict(
         {k.removeprefix("heads."): v.float() for k, v in weights.items() if k.startswith("heads.")}
     )
+    if network.gate is not None:
+        network.gate.load_state_dict(
+            {k.removeprefix("gate."): v.float() for k, v in weights.items() if k.startswith("gate.")}
+        )
     if network.wide is not None:
         with torch.no_grad():
             network.wide.weight.copy_(weights["wide.weight"].float())

@@ -93,6 +93,53 @@ def fit_wide(
         network.wide.weight.copy_(table * idf[:, None])
 
 
+def fit_gate(
+    network: SentimentNetwork,
+    own: Sequence[Sequence[int]],
+    other: Sequence[Sequence[int]],
+    ridge: float = 1e-3,
+    iterations: int = 60,
+) -> float:
+    """Fit the shortcut's gate: a logistic regression on the encoder's vectors that tells texts like those the table was fitted on
+    from others. Returns the share of texts that it puts on the right side.
+
+    `own`, `other`: token ids of either kind; both kinds weigh the same.
+    """
+    assert network.gate is not None
+    vectors = torch.cat([_pooled(network, own), _pooled(network, other)])
+    gold = torch.cat([torch.ones(len(own)), torch.zeros(len(other))])
+    weight = torch.where(gold > 0, 0.5 / len(own), 0.5 / len(other))
+    line = network.gate
+    with torch.no_grad():
+        line.weight.zero_()
+        line.bias.zero_()
+    optimiser = torch.optim.LBFGS(line.parameters(), max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        z = line(vectors)[:, 0]
+        each = F.binary_cross_entropy_with_logits(z, gold, reduction="none")
+        loss = (each * weight).sum() + ridge * line.weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        return float((((line(vectors)[:, 0] > 0).float() == gold).float() * weight).sum())
+
+
+def _pooled(network: SentimentNetwork, ids: Sequence[Sequence[int]]) -> Tensor:
+    """The encoder's vectors, in the given order."""
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    out = torch.zeros(len(ids), network.config.hidden_size)
+    with torch.no_grad():
+        for begin in range(0, len(order), 128):
+            group = order[begin : begin + 128]
+            padded = pad([ids[i] for i in group])
+            out[group] = network.pooled(torch.from_numpy(padded), torch.tensor([len(ids[i]) for i in group]))
+    return out
+
+
 def _features(network: SentimentNetwork, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
     """Flat keys of all texts, where each text begins, and 1 / root of the length for every n-gram."""
     flat, starts, scales, at = [], [], [], 0

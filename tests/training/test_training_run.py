@@ -82,7 +82,7 @@ def test_activation_ranges_name_every_linear_layer_of_the_encoder(finished_run: 
     ids = data.Encoder(_tokenizer(finished_run), 96).encode([r.text for r in rows_of(20, 5)])
     ranges = activation_ranges(network, ids)
     assert set(ranges) == {f"layers.{i}.{n}" for i in (0, 1) for n in ("qkv", "attention_out", "up", "down")}
-    assert all(low <= 0.0 <= high for low, high in ranges.values())
+    assert all(r.low <= 0.0 <= r.high for r in ranges.values())
 
 
 def test_a_run_that_was_cut_ends_with_the_same_weights(checkpoint: Path, tmp_path: Path, rows_of) -> None:

@@ -1,0 +1,132 @@
+"""`stream-sentiment model corpus|pretrain|shortcut`: the long run that makes a base model, from a recipe.
+
+All need the extra `train`; `pretrain` wants a GPU (the default recipe: ten minutes on one H100, days on two cores).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stream_sentiment.cli.model_common import bar, needs_train_extra, spread
+from stream_sentiment.errors import ConfigurationError
+
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Recipe: sources, dev sets, stages; unset: that of the default model."),
+]
+RootOption = Annotated[Path, typer.Option(metavar="DIR", help="Folder that the recipe's patterns start from.")]
+
+
+def corpus(
+    start: Annotated[
+        Path, typer.Option("--from", metavar="DIR", help="BERT checkpoint directory, run or bundle with the tokenizer.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for sources.npz and dev.npz.")],
+    data_root: RootOption = Path(),
+    recipe: RecipeOption = None,
+    max_tokens: Annotated[int, typer.Option(min=8, max=512, help="Longer texts keep head and tail.")] = 96,
+) -> None:
+    """Tokenise the sources of a recipe once, so that a long run reads nothing but numbers.
+
+    Example: `stream-sentiment model corpus --from base --data-root data --out runs/corpus`
+    """
+    needs_train_extra()
+    from stream_sentiment.training.corpus import build_corpus
+    from stream_sentiment.training.pretrain import load_tokenizer, read_recipe
+
+    described = read_recipe(recipe or _default_recipe())
+    out.mkdir(parents=True, exist_ok=True)
+    with bar("corpus") as update:
+        for name, sources in (("dev", described.dev), ("sources", described.sources)):
+            made = build_corpus(data_root, sources, load_tokenizer(start), max_tokens, progress=update)
+            made.save(out / f"{name}.npz")
+            typer.echo(f"{out / name}.npz: {len(made):,} rows, {len(made.ids):,} tokens with all variants")
+
+
+def pretrain(
+    start: Annotated[
+        Path, typer.Option("--from", metavar="DIR", help="BERT checkpoint directory, run or bundle with weights.")
+    ],
+    corpus: Annotated[Path, typer.Option(metavar="DIR", help="What `model corpus` wrote.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="RUN", help="Run directory; a stage that is in it is not run again.")
+    ],
+    recipe: RecipeOption = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; unset: cuda where there is one.")] = "",
+    scale: Annotated[
+        float, typer.Option(min=1e-6, max=100.0, help="Multiplies what every stage shows; below 1 for a trial.")
+    ] = 1.0,
+    until: Annotated[str, typer.Option(help="Last stage: language, teach, student or tune.")] = "tune",
+) -> None:
+    """Make a base model: masked words, one teacher a fold, a student on their judgements, tuning for int8.
+
+    Example: `stream-sentiment model pretrain --from base --corpus runs/corpus --out runs/base --device cuda`
+    """
+    needs_train_extra()
+    import torch
+
+    from stream_sentiment.training.corpus import Corpus
+    from stream_sentiment.training.pretrain import STAGES, read_recipe
+    from stream_sentiment.training.pretrain import pretrain as run_stages
+
+    if until not in STAGES:
+        raise typer.BadParameter(f"--until is one of {', '.join(STAGES)}")
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("torch sees no CUDA device; leave --device out to train on the CPU")
+    described = read_recipe(recipe or _default_recipe(), scale=scale)
+    dev = corpus / "dev.npz"
+    with bar("pre-training") as update:
+        run_stages(
+            start,
+            out,
+            described,
+            Corpus.load(corpus / "sources.npz"),
+            Corpus.load(dev) if dev.is_file() else None,
+            torch.device(chosen),
+            until,
+            update,
+        )
+    typer.echo(
+        f"{out}: model.safetensors, network.json, log.jsonl, curves.png. Next: stream-sentiment model shortcut {out} ..."
+    )
+
+
+def shortcut(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory.")],
+    data: Annotated[
+        list[Path], typer.Option("--data", "-d", metavar="FILE", help="Labelled rows of the texts the shortcut serves.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Run directory with the new shortcut.")],
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Rows of other kinds of text, on which its gate is to close; unset: no gate."
+        ),
+    ] = None,
+    against_rows: Annotated[int, typer.Option(min=1, help="At most so many rows of each --against file.")] = 1_000,
+) -> None:
+    """Fit the n-gram shortcut of a run anew: what a TF-IDF model knows of these texts, and a gate that leaves others alone.
+
+    Example: `stream-sentiment model shortcut runs/base --data service.jsonl --against posts.jsonl --out runs/final`
+    """
+    needs_train_extra()
+    from stream_sentiment.training.data import read_rows
+    from stream_sentiment.training.shortcut import fit_shortcut
+
+    own = [r for p in data for r in read_rows(p)]
+    other = [r for p in against or [] for r in spread(read_rows(p), against_rows)]
+    with bar("shortcut") as update:
+        right = fit_shortcut(run, out, own, other, lambda done, _loss: update(done, 0, "n-grams"))
+    typer.echo(
+        f"{out}: shortcut of {len(own):,} rows" + (f"; the gate tells {right:.1%} of the texts apart" if other else "")
+    )
+
+
+def _default_recipe() -> Path:
+    from importlib.resources import files
+
+    return Path(str(files("stream_sentiment.training") / "service_recipe.yaml"))
