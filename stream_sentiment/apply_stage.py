@@ -262,6 +262,8 @@ class ApplyStage:
         """Between two windows. Where none is under way, new rules count for timers, too; else they wait for the first new window."""
         if self._flow.idle() and self.serving is not self._next_serving():
             self._take_up(self._next_serving())
+        if self._outbox.depth > OUTBOX_HIGH_WATER:
+            return  # Kafka takes no more at the moment
         try:
             if self._timers.run(self._agreed):
                 self._next_report = 0.0
@@ -436,19 +438,13 @@ class ApplyStage:
         )
         if epoch.alive:  # else the series of a partition that has gone would come back
             self._metrics.last_progress_timestamp_seconds.labels(topic, str(partition)).set(now_ms / 1000)
-        if len(epoch.storms) > CACHED_STATES:
-            epoch.storms.clear()
-        if len(epoch.states) > CACHED_STATES:
-            by_age = sorted(epoch.states, key=lambda key: epoch.states[key][1])
-            for key in by_age[: len(by_age) - CACHED_STATES * 3 // 4]:
-                del epoch.states[key]
-                epoch.deadlines.pop(key, None)
 
     def announce(self, batch: Batch) -> None:
         """The batch is in Redis: its outputs go to the outbox, and what it has given counts."""
         if batch.epoch.alive:  # else the next owner finds the entries in Redis
             for name, (entry, trigger_ms) in batch.outputs.items():
                 self._outbox.add(batch.epoch, name, entry, trigger_ms)
+        _shorten_cache(batch.epoch)
         self._count(batch)
 
     def _count(self, batch: Batch) -> None:
@@ -518,3 +514,14 @@ class ApplyStage:
                     raise Aborted from None
                 self._outbox.serve()
                 wait = min(BACKOFF_LAST_SECONDS, wait * 2)
+
+
+def _shorten_cache(epoch: Epoch) -> None:
+    """Forget the states that were written longest ago: after a window, and after the timers of many silent conversations."""
+    if len(epoch.storms) > CACHED_STATES:
+        epoch.storms.clear()
+    if len(epoch.states) > CACHED_STATES:
+        by_age = sorted(epoch.states, key=lambda key: epoch.states[key][1])
+        for key in by_age[: len(by_age) - CACHED_STATES * 3 // 4]:
+            del epoch.states[key]
+            epoch.deadlines.pop(key, None)

@@ -110,7 +110,9 @@ class Timers:
             if result.outcome is not ApplyOutcome.OK:
                 self._road.disagreed(epoch, result.outcome)
                 continue
-            epoch.next_due = math.inf if result.later_ms is None else result.later_ms
+            # As many as one tick takes: there may be more, which `later_ms` does not speak of.
+            more = len(result.conversations) == TICK_CONVERSATIONS
+            epoch.next_due = 0 if more else math.inf if result.later_ms is None else result.later_ms
             if result.conversations:
                 found.append((epoch, now_ms, result.conversations))
             else:

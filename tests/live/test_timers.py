@@ -10,10 +10,20 @@ from typing import Any
 
 import orjson
 import pytest
+from confluent_kafka import Producer
 
+from stream_sentiment import apply_stage, timers
+from stream_sentiment.observability.broker_statistics import BrokerStatistics
+from stream_sentiment.observability.metrics import Metrics
 from stream_sentiment.partition_clock import PartitionClock
-from stream_sentiment.testing.events import chat_message
+from stream_sentiment.positions import Positions
+from stream_sentiment.stages import Epoch
+from stream_sentiment.store.keys import TopicPartition
+from stream_sentiment.testing.clock import FakeClock
+from stream_sentiment.testing.events import chat_message, encode
+from stream_sentiment.testing.kafka import KafkaHarness
 from stream_sentiment.testing.worker import WorkerProcess
+from stream_sentiment.timers import Timers
 from tests.deploy.promql import ROOT
 from tests.integration.road import Road, WordScorer, sample
 
@@ -65,6 +75,31 @@ def test_a_customer_whom_nobody_answers_raises_an_alert_although_nobody_writes(r
     state = road.final_states()[("shop", "c1")]
     assert state["escalation"]["status"] == "open"
     assert _ms(opened["opened_at"]) == waited
+
+
+@pytest.mark.kafka
+def test_a_transaction_marker_at_the_end_of_the_partition_is_no_backlog(
+    kafka: KafkaHarness, redis_url: str, unique: Callable[[str], str], rules: Any
+) -> None:
+    """A producer that writes in transactions leaves a record at the end that no consumer is given."""
+    road = Road(kafka, redis_url, unique)
+    running = road.start(rules=rules("1s"), worker=SOON)
+    until(lambda: running.worker.health.started)
+    producer = Producer(
+        {
+            "bootstrap.servers": kafka.bootstrap_servers,
+            "transactional.id": unique("chats"),
+            "partitioner": "murmur2_random",
+        }
+    )
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(road.topics["chat_messages"], encode(chat_message("BAD", at_ms=now_ms())), b"shop|c1")
+    producer.commit_transaction(30)
+    until(lambda: sample(running.worker, "escalations_total") == 1, what="the alert")
+    assert sample(running.worker, "consumer_lag_events") == 1, "the marker, which has an offset of its own"
+    running.stop()
+    assert len(road.escalations()) == 1
 
 
 def test_an_answer_in_time_prevents_it(road: Road, rules: Any) -> None:
@@ -210,6 +245,78 @@ def test_the_clock_survives_a_change_of_owner_and_late_events_do_not_turn_it_bac
     clock.passed(1_000, 7_000)
     assert PartitionClock.decode(clock.encode()) == PartitionClock(5_000, 7_000)
     assert PartitionClock.decode("") == PartitionClock()
+
+
+def test_more_conversations_than_fit_in_one_tick_all_expire_and_the_cache_stays_bounded(
+    mock_road: Road, rules: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apply_stage, "CACHED_STATES", 40)
+    monkeypatch.setattr(timers, "TICK_CONVERSATIONS", 16)
+    running = mock_road.start(rules=rules("1s"), worker=SOON)
+    at, count = now_ms(), 300
+    epochs: set[Epoch] = set()
+    real = Timers.run
+
+    def run(self: Timers, given: Any) -> bool:
+        epochs.update(given)
+        return real(self, given)
+
+    monkeypatch.setattr(Timers, "run", run)
+    mock_road.publish(*[chat_message("BAD", conversation=f"c{n}", message=f"c{n}-m", at_ms=at) for n in range(count)])
+    try:
+        until(lambda: sample(running.worker, "escalations_total") == count, 40, "every alert")
+        assert max(len(epoch.states) for epoch in epochs) <= 40 + 16
+    finally:
+        running.stop()
+    # So many at once are a storm, whose notices are on the topic, too.
+    assert len({event["escalation_id"] for event in mock_road.escalations() if "escalation_id" in event}) == count
+
+
+@pytest.mark.parametrize(("states", "connected"), [(["UP", "DOWN"], True), (["DOWN", "TRY_CONNECT"], False)])
+def test_without_a_broker_nobody_knows_whether_a_partition_is_at_its_end(states: list[str], connected: bool) -> None:
+    statistics = BrokerStatistics(Metrics())
+    assert statistics.connected
+    brokers = {
+        f"b{n}": {"nodeid": n, "source": "learned", "nodename": f"b{n}:9092", "state": state, "rtt": {"p99": 1000}}
+        for n, state in enumerate(states)
+    }
+    statistics(orjson.dumps({"brokers": brokers}).decode())
+    assert statistics.connected == connected
+
+
+class Ends:
+    """What librdkafka has cached of a partition's end."""
+
+    def __init__(self, high: int) -> None:
+        self.high = high
+
+    def get_watermark_offsets(self, _place: Any, cached: bool) -> tuple[int, int]:
+        assert cached
+        return 0, self.high
+
+
+@pytest.mark.parametrize(
+    ("change", "complete"),
+    [
+        ({}, True),
+        ({"at_end": False}, False),  # records have come since the end was reached
+        ({"watermark": 9}, False),  # read, not applied
+        ({"high": 12}, False),  # the broker has more than the client has been given
+        ({"high": -1001}, False),  # librdkafka has not heard of the end yet
+        ({"reading": False}, False),  # paused, holding, or no broker
+    ],
+)
+def test_a_partition_is_worked_off_only_when_nothing_can_be_unread(change: dict[str, Any], complete: bool) -> None:
+    epoch = Epoch(TopicPartition("chat.messages", 0), "chat", "token", 10)
+    epoch.at_end, epoch.end_offset = True, 11  # a transaction marker behind the last record
+    clock = FakeClock()
+    epoch.complete_ms = 1
+    for name, value in change.items():
+        if name not in ("high", "reading"):
+            setattr(epoch, name, value)
+    positions = Positions(Metrics(), clock, lambda: [epoch])
+    positions.report(Ends(change.get("high", 11)), reading=change.get("reading", True))  # type: ignore[arg-type]
+    assert epoch.complete_ms == (clock.now_ms() if complete else None)
 
 
 def test_a_producer_whose_clock_is_ahead_hurries_nobody() -> None:
