@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ RULES = Path(__file__).with_name("rules.yaml")
 def stack(tmp_path: Path) -> Iterator[Stack]:
     with running(tmp_path) as made:
         yield made
+        kept = os.environ.get("STREAM_SENTIMENT_TEST_DRILL_LOG")
+        if kept:
+            with Path(kept).open("a", encoding="utf-8") as log:
+                log.write("\n".join(made.timeline).strip() + "\n\n")
 
 
 def condition(worker: WorkerProcess, name: str) -> tuple[int, str]:
