@@ -33,10 +33,10 @@ BASELINE_SWEEP = "rules.two-in-a-row.when.streak.min_score=-0.95..-0.35/25"
 SWEEP = "rules.sustained-negative.when.rolling_score.open=-0.44..-0.14/7"
 #: What is chosen in folds; the rest of the rule file is as it is.
 VARIED = (
-    "rules.sustained-negative.when.rolling_score.open=-0.45..-0.25/6",
-    "rules.four-in-a-row.when.rolling_score.open=-0.21..-0.12/4",
+    "rules.sustained-negative.when.rolling_score.open=-0.43..-0.31/3",
+    "rules.four-in-a-row.when.rolling_score.open=-0.24..-0.15/4",
+    "rules.legal-regulator-press.when.rolling_score.open=-0.2..-0.05/4",
     "rules.repeated-while-unhappy.when.rolling_score.open=-0.28..-0.16/3",
-    "rules.refund-while-unhappy.when.rolling_score.open=-0.24..-0.12/3",
 )
 MAX_FALSE_ALARMS = 0.10
 SERVICE = tuple(f"service/conversations.{language}.jsonl" for language in ("en", "zh"))
