@@ -33,7 +33,7 @@ finish() {
     say "down"
     "${COMPOSE[@]}" down --volumes --timeout 30 2>/dev/null || true
     if [[ -n $DOCKERD ]]; then kill "$DOCKERD" && wait "$DOCKERD" 2>/dev/null || true; fi
-    umount "$WORK"/docker/overlay2/*/merged 2>/dev/null || true
+    umount "$WORK"/docker/overlay2/*/merged "$WORK/docker" 2>/dev/null || true
     rm -rf "$WORK"
   fi
   exit "$status"
