@@ -69,8 +69,10 @@ def lossless(deadline: float) -> None:
             ids = [
                 event["escalation_id"] + event["action"] + str(event["revision"]) for event in read("escalation.events")
             ]
-            print(f"{len(sent)} customer messages: {len(sent & scored)} scored, {len(sent & dead - scored)} dead letters, none lost; {len(scored_events)} scored events; "
-                  f"{len(set(ids))} escalation events by id, {len(ids)} on the topic")  # fmt: skip
+            print(
+                f"{len(sent)} customer messages: {len(sent & scored)} scored, {len(sent & dead - scored)} dead letters, none lost; "
+                f"{len(scored_events)} scored events; {len(set(ids))} escalation events by id, {len(ids)} on the topic"
+            )
             return
         time.sleep(3)
     raise SystemExit(f"{len(missing)} messages were not scored, for example {sorted(missing)[:3]}")
