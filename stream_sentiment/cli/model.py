@@ -194,6 +194,7 @@ def quantize(
 
 
 for _command in (
+    model_long.vocabulary,
     model_long.corpus,
     model_long.pretrain,
     model_long.shortcut,

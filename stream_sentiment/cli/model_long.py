@@ -1,4 +1,4 @@
-"""`stream-sentiment model corpus|pretrain|shortcut`: the long run that makes a base model, from a recipe.
+"""`stream-sentiment model vocabulary|corpus|pretrain|shortcut`: the long run that makes a base model, from a recipe.
 
 All need the extra `train`; `pretrain` wants a GPU (the default recipe: ten minutes on one H100, days on two cores).
 """
@@ -18,6 +18,40 @@ RecipeOption = Annotated[
     typer.Option(metavar="FILE", help="Recipe: sources, dev sets, stages; unset: that of the default model."),
 ]
 RootOption = Annotated[Path, typer.Option(metavar="DIR", help="Folder that the recipe's patterns start from.")]
+
+
+def vocabulary(
+    start: Annotated[
+        Path,
+        typer.Option(
+            "--from", metavar="DIR", help="English BERT checkpoint directory with a WordPiece tokenizer.json."
+        ),
+    ],
+    dictionary: Annotated[
+        Path, typer.Option(metavar="FILE", help="Chinese-English dictionary in the format of CC-CEDICT.")
+    ],
+    data: Annotated[
+        list[Path],
+        typer.Option("--data", "-d", metavar="FILE", help="Chinese texts: JSONL rows, or one text a line (.txt)."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Checkpoint directory to write.")],
+    fewest_words: Annotated[int, typer.Option(min=1, help="A word is added from this count on.")] = 20,
+    fewest_characters: Annotated[
+        int, typer.Option(min=1, help="A character or emoji is added from this count on.")
+    ] = 5,
+) -> None:
+    """Make a bilingual start of an English encoder: Chinese words and characters, their first vectors from the dictionary's glosses.
+
+    Example: `stream-sentiment model vocabulary --from english --dictionary cedict_ts.u8 --data reviews.jsonl --out start`
+    """
+    needs_train_extra()
+    from stream_sentiment.training.corpus import CorpusSource, read_rows
+    from stream_sentiment.training.vocabulary import VocabularySettings, extend_vocabulary, read_glosses
+
+    texts = (row.text for p in data for row in read_rows(p.parent, CorpusSource(p.name, p.name)))
+    settings = VocabularySettings(fewest_words=fewest_words, fewest_characters=fewest_characters)
+    counts = extend_vocabulary(start, texts, read_glosses(dictionary), out, settings)
+    typer.echo(f"{out}: " + ", ".join(f"{n:,} {kind}" for kind, n in counts.items()))
 
 
 def corpus(
