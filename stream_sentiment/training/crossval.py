@@ -79,7 +79,7 @@ def crossval(
         baseline = NgramClassifier(labels).fit(known, gold[kept])
         said["n-grams"][held] = baseline.logits(unknown).argmax(axis=1)
     progress(folds, folds, "done")
-    figures = {name: round(100 * macro_f1(gold, guess, labels), 1) for name, guess in said.items()}
+    figures = {name: round(100 * macro_f1(gold, guess, labels), 2) for name, guess in said.items()}
     return {"rows": len(rows), "groups": len(set(names)), "folds": folds, "head": head, "method": method, **figures}
 
 

@@ -115,21 +115,21 @@ def markdown(board: Mapping[str, Any], folds: Mapping[str, Any] | None = None) -
         lines.append(
             f"| {entry['title']} | {entry['head']}, {measure} | {entry['rows']:,} | {_number(f['majority'])} | "
             f"{_number(f.get('lexicon'))} | {_number(f.get('n-grams'))} | {_number(entry.get('floor'))} | "
-            f"**{_number(f['this model'])}** | {_number(entry.get('bar'))} | {_number(entry.get('aim'))} | "
+            f"**{f['this model']:.2f}** | {_number(entry.get('bar'))} | {_number(entry.get('aim'))} | "
             f"{_verdict(f['this model'], entry.get('bar'), entry.get('aim'))} |"
         )
     if folds is not None:
         p = plan["folds"]
         lines.append(
             f"| {p['title']}, {folds['folds']} folds, {folds['method']} | {p['head']}, macro-F1 | {folds['rows']:,} | | | "
-            f"{_number(folds['n-grams'])} | {_number(p['floor'])} | **{_number(folds['this model'])}** | {_number(p['bar'])} | "
+            f"{_number(folds['n-grams'])} | {_number(p['floor'])} | **{folds['this model']:.2f}** | {_number(p['bar'])} | "
             f"{_number(p['aim'])} | {_verdict(folds['this model'], p['bar'], p['aim'])} |"
         )
     lines += ["", "| calm texts, share in % | rows | **this model** | bar | aim | |", "|---|---|---|---|---|---|"]
     for entry in board["alarms"]:
         verdict = _verdict(-entry["share"], -entry["bar"], -entry["aim"])
         lines.append(
-            f"| {entry['title']} | {entry['rows']:,} | **{entry['share']:.1f}** | {entry['bar']} | {entry['aim']} | {verdict} |"
+            f"| {entry['title']} | {entry['rows']:,} | **{entry['share']:.2f}** | {entry['bar']} | {entry['aim']} | {verdict} |"
         )
     if "signals" in board:
         lines += ["", "| service dev, both languages | precision | recall | bar |", "|---|---|---|---|"]
@@ -208,7 +208,8 @@ def _measure(
         z[:, labels.index("neutral")] = NO_NEUTRAL
     said = z.argmax(axis=1)
     value = (said == gold).mean() if entry["measure"] == "accuracy" else metrics.macro_f1(gold, said, labels)
-    return round(100 * float(value), 1)
+    # Two decimals: a bar that is met only by rounding is not met.
+    return round(100 * float(value), 2)
 
 
 def _majority(gold: npt.NDArray[np.int64], labels: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -238,7 +239,7 @@ def _alarm(results: _Results, entry: Mapping[str, Any]) -> dict[str, Any]:
 def _verdict(value: float, bar: float | None, aim: float | None) -> str:
     if bar is None:
         return ""
-    return "aim met" if aim is not None and value >= aim else "met" if value >= bar else f"missed by {bar - value:.1f}"
+    return "aim met" if aim is not None and value >= aim else "met" if value >= bar else f"missed by {bar - value:.2f}"
 
 
 def _number(value: float | None) -> str:

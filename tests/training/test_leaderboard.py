@@ -111,7 +111,7 @@ def test_the_board_measures_what_is_there_and_names_what_is_not(tiny_bundle: Pat
     assert set(board["calibration"]) == {"polarity", "emotion", "signals"}
     page = "\n".join(markdown(board))
     first = board["sets"][0]
-    assert f"**{first['figures']['this model']:.1f}** | 85.0 | 90.0" in page
+    assert f"**{first['figures']['this model']:.2f}** | 85.0 | 90.0" in page
     assert "Not measured, no such file:" in page
     changed = {**first, "figures": {**first["figures"], "n-grams": 12.3, "this model": 0.0}}
     again = leaderboard(scorer, tmp_path, earlier={"sets": [changed, {**board["sets"][1], "rows": 7}]})
@@ -120,6 +120,15 @@ def test_the_board_measures_what_is_there_and_names_what_is_not(tiny_bundle: Pat
     plain = leaderboard(scorer, tmp_path, baselines=False)["sets"][0]["figures"]
     assert set(plain) == {"this model", "majority"}
     assert plain["this model"] == first["figures"]["this model"]
+
+
+def test_a_bar_that_is_met_only_by_rounding_is_not_met() -> None:
+    entry = {"title": "t", "head": "polarity", "measure": "macro_f1", "rows": 9, "bar": 87, "aim": 91}
+    board = {"sets": [], "alarms": [], "missing": []}
+    verdicts = {86.96: "missed by 0.04", 87.0: "met", 91.0: "aim met"}
+    for value, verdict in verdicts.items():
+        page = markdown({**board, "sets": [{**entry, "figures": {"this model": value, "majority": 20.0}}]})
+        assert any(line.endswith(f"| **{value:.2f}** | 87.0 | 91.0 | {verdict} |") for line in page)
 
 
 def test_every_entry_of_the_plan_is_complete() -> None:
