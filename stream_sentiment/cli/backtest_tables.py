@@ -44,7 +44,7 @@ def print_report(report: dict[str, Any], source: str) -> None:
     if "sweep" in report:
         table = Table(title=report["sweep"]["path"], box=SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
         for heading in ("value", *HEADINGS):
-            table.add_column(heading, justify="right", no_wrap=True, min_width=5)
+            table.add_column(heading, justify="right", no_wrap=True, min_width=4)
         for row in report["sweep"]["rows"]:
             cells = [_number(row.get(name)) for name in COLUMNS]
             table.add_row(f"{row['value']:g}", *(cells if "error" not in row else [row["error"]]))
@@ -90,9 +90,9 @@ def _said(alerts: list[list[Any]]) -> str:
 
 def _table(title: str, report: dict[str, Any]) -> Table:
     table = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
-    table.add_column("rule", no_wrap=True, max_width=24)
+    table.add_column("rule", no_wrap=True, max_width=26)
     for heading in HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True, min_width=5)
+        table.add_column(heading, justify="right", no_wrap=True, min_width=4)
     for name, figures in [*report["rules"].items(), ("total", report["total"])]:
         table.add_row(name, *(_number(figures[column]) for column in COLUMNS))
     return table

@@ -59,6 +59,11 @@ def _print(state: dict[str, Any], as_json: bool) -> None:
     typer.echo(f"load        {state['events_per_second']:g} events a second")
 
 
+def _down(directory: Path | None) -> str:
+    """The command that ends the stack of this directory."""
+    return "stream-sentiment dev down" + ("" if directory is None else f" --directory {directory}")
+
+
 @app.command()
 def up(
     workers: Annotated[int, typer.Option(min=1, max=32, help="Worker processes.")] = 2,
@@ -75,7 +80,7 @@ def up(
     """
     place = directory or default_directory()
     if _state(place) is not None:
-        raise TryAgain(f"a stack runs already in {place}; see `stream-sentiment dev status`, or end it with `dev down`")
+        raise TryAgain(f"a stack runs already in {place}; end it with `{_down(directory)}`")
     place.mkdir(parents=True, exist_ok=True)
     for old in place.glob("*.log"):
         old.unlink()
@@ -95,6 +100,8 @@ def up(
             raise TryAgain(f"the stack was not ready within {START_SECONDS:g} s; logs are in {place}")
         time.sleep(0.2)
     _print(state, as_json)
+    if not as_json:
+        typer.echo(f"end it with  {_down(directory)}")
 
 
 @app.command()
@@ -108,7 +115,7 @@ def status(
     """
     state = _state(directory or default_directory())
     if state is None:
-        typer.echo("no stack runs", err=True)
+        typer.echo(f"no stack runs in {directory or default_directory()}", err=True)
         raise typer.Exit(int(ExitStatus.NO))
     _print(state, as_json)
 
@@ -122,7 +129,7 @@ def down(directory: Directory = None) -> None:
     place = directory or default_directory()
     state = _state(place)
     if state is None:
-        typer.echo("no stack runs")
+        typer.echo(f"no stack runs in {place}")
         return
     with contextlib.suppress(ProcessLookupError):
         os.kill(state["pid"], signal.SIGTERM)

@@ -67,7 +67,11 @@ class Pace:
 
 
 def demo_settings(kafka: str, redis: str) -> Settings:
-    """The user's settings (model, rules, ...) with everything that leads outside replaced by the embedded services."""
+    """The user's settings (model, rules, ...) with everything that leads outside replaced by the embedded services.
+
+    Timers wait for the conversation's next event: the floor shortens silences, so a partition's clock runs ahead of the
+    conversations beside the silent one, and would tell of customers who waited when nobody did.
+    """
     return load_settings(
         kafka={
             "bootstrap_servers": kafka,
@@ -83,6 +87,7 @@ def demo_settings(kafka: str, redis: str) -> Settings:
         http={"host": "127.0.0.1", "port": 0},
         # Small windows: with --fast the first results come while the last records are still being sent.
         intake={"window_events": _WINDOW_EVENTS},
+        worker={"timers": False},
         output={"scored": True, "conversation_state": True, "exactly_once": False},
     )
 

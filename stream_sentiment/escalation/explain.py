@@ -43,29 +43,29 @@ def _severity_en(rule: Rule) -> str:
 
 def _explain_zh(rule: Rule, defaults: Defaults) -> str:
     if not rule.enabled:
-        return f"{rule.id}:已停用。"
-    text = f"{rule.id}:当{_condition(rule.when, 1)}"
+        return f"{rule.id}：已停用。"
+    text = f"{rule.id}：当{_condition(rule.when, 1)}"
     if rule.min_customer_messages > 1:
-        text += f",且客户至少发送 {rule.min_customer_messages} 条消息"
+        text += f"，且客户至少发送 {rule.min_customer_messages} 条消息"
     if rule.for_messages > 1:
-        text += f",并连续 {rule.for_messages} 条消息成立"
-    text += "时,发出" + _severity_zh(rule)
+        text += f"，并连续 {rule.for_messages} 条消息成立"
+    text += "时，发出" + _severity_zh(rule)
     if rule.until == "conversation_end":
-        text += ";直到会话结束才解除"
+        text += "；直到会话结束才解除"
     else:
-        text += f";连续 {rule.close_for_messages or defaults.close.for_messages} 条消息恢复后解除"
+        text += f"；连续 {rule.close_for_messages or defaults.close.for_messages} 条消息恢复后解除"
     cooldown = defaults.cooldown if rule.cooldown is None else rule.cooldown
     if rule.bypass_cooldown:
-        text += ",不受冷却时间限制"
+        text += "，不受冷却时间限制"
     elif cooldown:
-        text += f",之后 {_duration(cooldown)[1]}内不重复"
+        text += f"，之后 {_duration(cooldown)[1]}内不重复"
     return text + "。"
 
 
 def _severity_zh(rule: Rule) -> str:
     if isinstance(rule.severity, str):
         return _SEVERITY_ZH[rule.severity] + "级告警"
-    return "、".join(f"{_SEVERITY_ZH[step.level]}级(≤ {step.at:g})" for step in rule.severity) + "告警"
+    return "、".join(f"{_SEVERITY_ZH[step.level]}级（≤ {step.at:g}）" for step in rule.severity) + "告警"
 
 
 def _condition(condition: Condition, zh: int) -> str:
@@ -80,7 +80,7 @@ def _condition(condition: Condition, zh: int) -> str:
     if condition.streak is not None:
         streak = condition.streak
         weakest = "" if streak.min_score is None else f" of {streak.min_score:g} or beyond"
-        weakest_zh = "" if streak.min_score is None else f"(强度不弱于 {streak.min_score:g})"
+        weakest_zh = "" if streak.min_score is None else f"（强度不弱于 {streak.min_score:g}）"
         sign = {"negative": "负面", "positive": "正面"}[streak.sign]
         said.append(
             (
@@ -133,7 +133,7 @@ def _message(condition: Condition) -> tuple[str, str]:
     if message.emotion is not None:
         least = 0.5 if message.min_probability is None else message.min_probability
         english.append(f"of {message.emotion} (probability {least:g} or more)")
-        chinese.append(f"{EMOTION_NAMES[message.emotion]}(概率不低于 {least:g})")
+        chinese.append(f"{EMOTION_NAMES[message.emotion]}（概率不低于 {least:g}）")
     if message.max_score is not None:
         english.append(f"scored {message.max_score:g} or below")
         chinese.append(f"得分不高于 {message.max_score:g}")

@@ -33,10 +33,10 @@ EMOTION_NAMES = {
 _RESOLVED = {
     "recovered": (
         "the customer has calmed down: the rolling score is {score:.2f}",
-        "客户情绪已恢复,滚动情绪分回到 {score:.2f}",
+        "客户情绪已恢复，滚动情绪分回到 {score:.2f}",
     ),
     "conversation_ended": ("the conversation has ended", "会话已结束"),
-    "expired": ("the conversation has been silent past its time to live", "会话长时间无消息,已过期"),
+    "expired": ("the conversation has been silent past its time to live", "会话长时间无消息，已过期"),
     "acknowledged_by_service": ("the service has taken it over", "客服系统已接手处理"),
     "superseded": ("another escalation has taken its place", "已被新的升级取代"),
     "erased": ("the conversation's data has been erased", "会话数据已删除"),
@@ -67,7 +67,7 @@ def reason_of(
     if reminder:
         # What opened it may lie far back; this message need not be of its kind, and may be a friendly one.
         if chinese:
-            return f"升级尚未解除(规则 {trigger.rule_id};滚动情绪分 {state.score:.2f})。"
+            return f"升级尚未解除（规则 {trigger.rule_id}；滚动情绪分 {state.score:.2f}）。"
         return f"Still not resolved ({trigger.rule_id}; rolling score {state.score:.2f})."
     why = _why_zh(trigger, state, signals, emotion) if chinese else _why_en(trigger, state, signals, emotion)
     return why if chinese else why[0].upper() + why[1:]
@@ -101,21 +101,21 @@ def _why_zh(trigger: Trigger, state: ConversationState, signals: Sequence[str], 
     score = f"滚动情绪分 {state.score:.2f}"
     match trigger.kind:
         case "sustained_negative":
-            return f"客户发送 {state.scored} 条消息后,滚动情绪分降至 {trigger.observed:.2f}(告警阈值 {trigger.open_threshold:.2f})。"
+            return f"客户发送 {state.scored} 条消息后，滚动情绪分降至 {trigger.observed:.2f}（告警阈值 {trigger.open_threshold:.2f}）。"
         case "streak":
-            return f"客户连续 {abs(state.run)} 条负面消息({score})。"
+            return f"客户连续 {abs(state.run)} 条负面消息（{score}）。"
         case "single_extreme":
             feeling = EMOTION_NAMES.get(emotion or "", "")
-            return f"客户有一条{feeling}情绪强烈的消息({trigger.observed:.2f},告警阈值 {trigger.open_threshold or 0:.2f};{score})。"
+            return f"客户有一条{feeling}情绪强烈的消息（{trigger.observed:.2f}，告警阈值 {trigger.open_threshold or 0:.2f}；{score}）。"
         case "signal":
             told = "、".join(SIGNAL_NAMES[name][1] for name in signals if name in SIGNAL_NAMES)
-            return f"客户{told or '发出信号'}({score})。"
+            return f"客户{told or '发出信号'}（{score}）。"
         case "deterioration":
-            return f"会话中客户情绪明显变差(变化 {trigger.observed:.2f};{score})。"
+            return f"会话中客户情绪明显变差（变化 {trigger.observed:.2f}；{score}）。"
         case "unanswered":
-            return f"情绪不佳的客户已等待回复 {trigger.observed / 60:.1f} 分钟({score})。"
+            return f"情绪不佳的客户已等待回复 {trigger.observed / 60:.1f} 分钟（{score}）。"
         case _:
-            return f"规则 {trigger.rule_id} 成立({score})。"
+            return f"规则 {trigger.rule_id} 成立（{score}）。"
 
 
 def _messages(n: int, kind: str = "") -> str:

@@ -199,11 +199,11 @@ def notice_reason(notice: StormNotice, language: str) -> str:
     limits_zh = "、".join(f"{_scope(name, 1)}每分钟 {n} 条" for name, n in sorted(storm.limits.items()))
     limits = ", ".join(f"{n} a minute for {_scope(name, 0)}" for name, n in sorted(storm.limits.items()))
     shared = f" over {notice.partitions} partitions" if notice.partitions > 1 else ""
-    shared_zh = f"(由 {notice.partitions} 个分区分摊)" if notice.partitions > 1 else ""
+    shared_zh = f"（由 {notice.partitions} 个分区分摊）" if notice.partitions > 1 else ""
     n = storm.held_back
     if language == "zh":
         end = "告警风暴已结束。" if notice.action == "resolved" else ""
-        return f"告警超出上限({limits_zh}){shared_zh},已有 {n} 条仅标记、未单独通知。{end}"
+        return f"告警超出上限（{limits_zh}）{shared_zh}，已有 {n} 条仅标记、未单独通知。{end}"
     end = " The storm is over." if notice.action == "resolved" else ""
     return f"Alerts came faster than the limit ({limits}{shared}): {n} {'is' if n == 1 else 'are'} marked, not announced.{end}"
 

@@ -317,7 +317,9 @@ def test_compare_names_the_conversations_that_would_change(tmp_path: Path) -> No
     assert missed["after"][0] == ["opened", "pair", "warning", 0]
 
 
-def test_the_command_writes_what_it_says_and_fails_under_a_limit(tmp_path: Path) -> None:
+def test_the_command_writes_what_it_says_and_fails_under_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = write(tmp_path / "c.jsonl", LABELLED)
     rules = tmp_path / "rules.yaml"
     rules.write_text(RULES)
@@ -344,6 +346,11 @@ def test_the_command_writes_what_it_says_and_fails_under_a_limit(tmp_path: Path)
     assert (tmp_path / "out" / "sweep.svg").read_text().startswith("<svg")
     shown = CliRunner().invoke(app, full)
     assert "conversation(s) would change" in shown.stdout
+    monkeypatch.setenv("COLUMNS", "80")
+    rules.write_text(RULES.replace("id: pair", "id: unanswered-while-negative"))
+    narrow = CliRunner().invoke(app, arguments).stdout.splitlines()
+    assert any(line.split()[-1:] == ["open2"] for line in narrow)
+    assert any(line.split()[:1] == ["unanswered-while-negative"] for line in narrow)
     assert CliRunner().invoke(app, [*arguments, "--fail-under", "recall=.25"]).exit_code == 0
     assert CliRunner().invoke(app, [*arguments, "--fail-under", "recall=.26"]).exit_code == 1
     assert CliRunner().invoke(app, [*arguments, "--fail-under", "beauty=1"]).exit_code == 2

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from stream_sentiment.demo import runner
 from stream_sentiment.demo.chatlog import bundled, read_chat_log
 from stream_sentiment.demo.floor import Floor
 from stream_sentiment.demo.player import schedule
 from stream_sentiment.demo.runner import Demo, Pace
 from stream_sentiment.demo.summary import summary
 from stream_sentiment.demo.view import Frame
+from stream_sentiment.settings import Settings
 from stream_sentiment.store import embedded
 from stream_sentiment.testing.worker import environment
 from tests.demo.words import WordScorer
@@ -99,6 +101,48 @@ def test_the_screen_is_drawn_through_all_stages_and_the_end_shows_everything() -
     assert "playing" in stages
     assert frames[-1].progress == 1.0
     assert floor.scored == 16
+
+
+WAITING = """
+version: 1
+rules:
+  - id: unanswered
+    when: {rolling_score: {open: -0.1}, agent_response_gap: 5m}
+    severity: warning
+"""
+
+
+def chat(name: str, *messages: tuple[str, str, int]) -> bytes:
+    told = [{"role": role, "text": text, "offset_s": at_s} for role, text, at_s in messages]
+    return json.dumps({"id": name, "tenant_id": "t", "language": "en", "messages": told}).encode()
+
+
+@pytest.mark.parametrize("timers", [False, True])
+def test_a_silence_that_the_floor_shortens_makes_nobody_else_wait(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, timers: bool
+) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(WAITING)
+    monkeypatch.setenv("STREAM_SENTIMENT_RULES__PATH", str(rules))
+    if timers:  # the control: what it guards against
+        given = runner.demo_settings
+
+        def with_timers(kafka: str, redis: str) -> Settings:
+            settings = given(kafka, redis)
+            return settings.model_copy(update={"worker": settings.worker.model_copy(update={"timers": True})})
+
+        monkeypatch.setattr(runner, "demo_settings", with_timers)
+    silent = chat("silent", ("customer", "so bad", 0), ("customer", "so bad", 3600))
+    answered = [
+        chat(f"answered-{i}", ("customer", "so bad", 0), ("customer", "so bad", 30), ("agent", "done", 100))
+        for i in range(9)
+    ]
+
+    floor, _ = run(Pace(16.0), [silent, *answered])
+
+    opened = {alarm.conversation_id for alarm in floor.alarms if alarm.action == "opened"}
+    assert "silent" in opened
+    assert (opened == {"silent"}) is not timers
 
 
 def test_a_stop_sends_no_more_but_finishes_what_was_sent() -> None:

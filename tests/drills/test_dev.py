@@ -48,7 +48,7 @@ def test_a_stack_comes_up_works_says_where_it_is_and_leaves_nothing_behind(tmp_p
         assert json.loads(dev(tmp_path, "status", "--json").stdout) == state
         again = dev(tmp_path, "up", "--mock")
         assert again.returncode == 75
-        assert "a stack runs already" in again.stderr
+        assert f"dev down --directory {tmp_path}" in " ".join(again.stderr.split())
         scored = 'outcome="scored",topic="chat.messages"} 0.0'
         deadline = time.monotonic() + 60
         while True:
@@ -62,7 +62,7 @@ def test_a_stack_comes_up_works_says_where_it_is_and_leaves_nothing_behind(tmp_p
     assert (down.returncode, down.stdout) == (0, "ended\n")
     pids = [state["pid"], state["redis_pid"], *(worker["pid"] for worker in state["workers"])]
     assert [pid for pid in pids if alive(pid)] == []
-    assert dev(tmp_path, "down").stdout == "no stack runs\n"
+    assert dev(tmp_path, "down").stdout == f"no stack runs in {tmp_path}\n"
 
 
 @pytest.mark.kafka

@@ -208,7 +208,8 @@ def test_every_default_rule_is_one_sentence_in_both_languages() -> None:
         english, chinese = explain(rule, file.defaults), explain(rule, file.defaults, "zh")
         assert english.startswith(f"{rule.id}: ")
         assert english.endswith(".")
-        assert chinese.startswith(f"{rule.id}:")
+        assert chinese.startswith(f"{rule.id}：")
+        assert not set(chinese.removeprefix(rule.id)) & set(",;:()")
         assert chinese.endswith("。")
 
 
@@ -250,11 +251,11 @@ rules:
     )
     assert (
         explain(file.rules[1], file.defaults, "zh")
-        == "patient:当客户表示不再光顾,并连续 2 条消息成立时,发出警告级告警;直到会话结束才解除。"
+        == "patient：当客户表示不再光顾，并连续 2 条消息成立时，发出警告级告警；直到会话结束才解除。"
     )
     assert explain(file.rules[2], file.defaults) == "switched: switched off."
-    assert explain(file.rules[2], file.defaults, "zh") == "switched:已停用。"
-    assert "负面、愤怒(概率不低于 0.8)、得分不高于 -0.4、强度不低于 2" in explain(file.rules[0], file.defaults, "zh")
+    assert explain(file.rules[2], file.defaults, "zh") == "switched：已停用。"
+    assert "负面、愤怒（概率不低于 0.8）、得分不高于 -0.4、强度不低于 2" in explain(file.rules[0], file.defaults, "zh")
 
 
 def test_a_sentence_may_hold_parts_of_parts_and_half_of_a_message() -> None:

@@ -622,7 +622,7 @@ def test_the_event_tells_everything_about_the_conversation_at_that_moment() -> N
     assert opened.trigger.close_threshold == 0.0
     assert opened.trigger.rule_version == chat.rules.version
     assert opened.language == "zh"
-    assert opened.reason == "客户发送 2 条消息后,滚动情绪分降至 -0.51(告警阈值 -0.40)。"
+    assert opened.reason == "客户发送 2 条消息后，滚动情绪分降至 -0.51（告警阈值 -0.40）。"
 
 
 def test_an_alert_of_a_conversation_that_began_anew_is_no_copy_of_the_old_one() -> None:

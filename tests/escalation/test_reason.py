@@ -16,7 +16,7 @@ def test_a_reminder_does_not_describe_a_friendly_message_as_the_reason_of_the_al
 
     assert said == "Still not resolved (single-extreme; rolling score -0.10)."
     assert reason_of(True, EXTREME, state(-0.104), "zh", (), "joy", None) == (
-        "升级尚未解除(规则 single-extreme;滚动情绪分 -0.10)。"
+        "升级尚未解除（规则 single-extreme；滚动情绪分 -0.10）。"
     )
 
 

@@ -19,34 +19,34 @@ SAID = [
     (
         trigger("sustained_negative", -0.46),
         "The rolling score has fallen to -0.46 (alert at -0.40) after 2 messages from the customer.",
-        "客户发送 2 条消息后,滚动情绪分降至 -0.46(告警阈值 -0.40)。",
+        "客户发送 2 条消息后，滚动情绪分降至 -0.46（告警阈值 -0.40）。",
     ),
     (
         trigger("streak", 2, 2),
         "2 negative messages in a row from the customer (rolling score -0.46).",
-        "客户连续 2 条负面消息(滚动情绪分 -0.46)。",
+        "客户连续 2 条负面消息（滚动情绪分 -0.46）。",
     ),
     (
         trigger("single_extreme", 0.97, 0.95),
         "One extreme message of anger (0.97, alert at 0.95; rolling score -0.46).",
-        "客户有一条愤怒情绪强烈的消息(0.97,告警阈值 0.95;滚动情绪分 -0.46)。",
+        "客户有一条愤怒情绪强烈的消息（0.97，告警阈值 0.95；滚动情绪分 -0.46）。",
     ),
     (
         trigger("signal", 1.0, 1.0),
         "The customer threatens legal steps (rolling score -0.46).",
-        "客户表示要走法律途径(滚动情绪分 -0.46)。",
+        "客户表示要走法律途径（滚动情绪分 -0.46）。",
     ),
     (
         trigger("deterioration", -0.5),
         "The customer's mood has turned for the worse during the conversation (shift -0.50; rolling score -0.46).",
-        "会话中客户情绪明显变差(变化 -0.50;滚动情绪分 -0.46)。",
+        "会话中客户情绪明显变差（变化 -0.50；滚动情绪分 -0.46）。",
     ),
     (
         trigger("unanswered", 180.0, 180.0),
         "An unhappy customer has waited 3.0 minutes for an answer (rolling score -0.46).",
-        "情绪不佳的客户已等待回复 3.0 分钟(滚动情绪分 -0.46)。",
+        "情绪不佳的客户已等待回复 3.0 分钟（滚动情绪分 -0.46）。",
     ),
-    (trigger("phase", 1.0, None), "Rule r holds (rolling score -0.46).", "规则 r 成立(滚动情绪分 -0.46)。"),
+    (trigger("phase", 1.0, None), "Rule r holds (rolling score -0.46).", "规则 r 成立（滚动情绪分 -0.46）。"),
 ]
 
 

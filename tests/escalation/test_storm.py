@@ -301,7 +301,7 @@ def test_the_reason_is_one_sentence_in_both_languages() -> None:
     assert notice_reason(resolved, "en").endswith("The storm is over.")
     assert (
         notice_reason(opened, "zh")
-        == "告警超出上限(规则 bad 每分钟 12 条)(由 12 个分区分摊),已有 1 条仅标记、未单独通知。"
+        == "告警超出上限（规则 bad 每分钟 12 条）（由 12 个分区分摊），已有 1 条仅标记、未单独通知。"
     )
     assert notice_reason(resolved, "zh").endswith("告警风暴已结束。")
 
