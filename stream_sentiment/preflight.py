@@ -44,7 +44,9 @@ def inspect(settings: Settings, timeout: float) -> list[Finding]:
         try:
             findings += look(settings, timeout)
         except ServiceUnavailable as error:
-            findings.append(Finding(Level.FAIL, _subject(look), str(error), unavailable=True))
+            # Kafka's error names its own remedy.
+            remedy = "is it running, and is STREAM_SENTIMENT_REDIS__URL right?" if look is _redis else ""
+            findings.append(Finding(Level.FAIL, _subject(look), str(error), remedy, unavailable=True))
         except StreamSentimentError as error:
             findings.append(Finding(Level.FAIL, _subject(look), str(error)))
     return findings

@@ -45,9 +45,9 @@ def check(
     else:
         for finding in findings:
             mark = {Level.OK: "ok  ", Level.WARN: "WARN", Level.FAIL: "FAIL"}[finding.level]
-            typer.echo(f"{mark}  {finding.subject:<10} {finding.message}")
+            typer.echo(f"{mark}  {finding.subject:<11} {finding.message}")
             if finding.remedy:
-                typer.echo(f"      {'':<10} -> {finding.remedy}")
+                typer.echo(f"      {'':<11} -> {finding.remedy}")
     failed = [finding for finding in findings if finding.level is Level.FAIL]
     if any(finding.unavailable for finding in failed):
         raise typer.Exit(int(ExitStatus.UNAVAILABLE))

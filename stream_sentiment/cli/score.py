@@ -7,6 +7,7 @@ command ends with status 1.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -45,7 +46,7 @@ def score(
     that of a review.
 
     Example: `stream-sentiment score "The parcel never came." "好的谢谢"`
-    or `stream-sentiment score --input chats.jsonl > scores.jsonl`
+    or `stream-sentiment score --input messages.jsonl > scores.jsonl`
     """
     from stream_sentiment.settings import load_settings
 
@@ -136,6 +137,8 @@ def _rows(texts: list[str] | None, source: Path | None, text_field: str) -> Iter
         if source is not None:
             raise typer.BadParameter("give texts or --input, not both")
         for number, text in enumerate(texts, 1):
+            if "." in text and os.path.isfile(text):  # no Path: it raises for a name too long for a file
+                typer.echo(f"{text!r} is scored as a text; for the rows of that file: --input {text}", err=True)
             yield number, {"id": number, "text": text}, ""
         return
     if source is None and sys.stdin.isatty():

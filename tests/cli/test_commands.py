@@ -106,6 +106,9 @@ def test_nobody_there_is_69_with_the_remedy(command: Command) -> None:
     assert result.status == 69
     failed = {finding["subject"] for finding in json.loads(result.out)["findings"] if finding["level"] == "fail"}
     assert failed == {"kafka", "redis"}
+    shown = command("check", "--timeout", "1", **nobody).out
+    assert "STREAM_SENTIMENT_KAFKA__BOOTSTRAP_SERVERS" in shown
+    assert "STREAM_SENTIMENT_REDIS__URL" in shown
 
 
 @pytest.mark.kafka

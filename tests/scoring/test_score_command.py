@@ -67,6 +67,15 @@ def test_a_language_that_the_model_does_not_know_is_skipped() -> None:
     assert json.loads(done.stdout) == {"id": "r", "skipped_reason": "language_unsupported"}
 
 
+def test_the_name_of_a_file_is_a_text_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "hello"}\n')
+    named = runner.invoke(app, ["score", str(path)])
+    assert (named.exit_code, len(named.stdout.splitlines())) == (0, 1)
+    assert f"--input {path}" in named.stderr
+    assert runner.invoke(app, ["score", "没有文件." + "好" * 5000]).stderr == ""
+
+
 def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
     done = runner.invoke(app, ["score", "--input", str(tmp_path / "none.jsonl")])
     assert done.exit_code != 0
