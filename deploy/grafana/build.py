@@ -287,6 +287,22 @@ def overview() -> list[tuple[str, list[dict[str, Any]]]]:
                     (quantile(0.99, "escalation_latency_seconds"), "p99 latency"),
                     (f"max({metric('outbox_oldest_age_seconds')})", "oldest in the outbox"),
                 ),
+                lines(
+                    "Announced and held back",
+                    "Escalations opened. Held back: above a limit of the rules' suppress, marked on the topic. EscalationStorm fires.",
+                    "ops",
+                    (f"{total('escalations_total')} - {total('escalations_suppressed_total')}", "announced"),
+                    (total("escalations_suppressed_total"), "held back"),
+                    width=12,
+                    stack="normal",
+                ),
+                lines(
+                    "Notices of storms",
+                    "Per tenant and partition: opened, updated each minute of it, resolved with the tenant's next event after it.",
+                    "ops",
+                    (total("escalation_storms_total", "action"), "{{action}}"),
+                    width=12,
+                ),
             ],
         ),
         (
@@ -595,6 +611,73 @@ def model() -> list[tuple[str, list[dict[str, Any]]]]:
                     "All messages.",
                     "percentunit",
                     (total("prediction_confidence_bucket", "le"), "{{le}}"),
+                ),
+            ],
+        ),
+        (
+            "Changes while workers run",
+            [
+                lines(
+                    "Models in force",
+                    "Workers by model. Two for longer than a minute: some have taken the new one up, others not.",
+                    "short",
+                    (f"count by (model, model_sha256_12) ({metric('build_info')})", "{{model}} {{model_sha256_12}}"),
+                    width=6,
+                    stack="normal",
+                ),
+                lines(
+                    "Rules in force",
+                    "Workers by version of their rules.",
+                    "short",
+                    (f"count by (version) ({metric('rules_info')})", "{{version}}"),
+                    width=6,
+                    stack="normal",
+                ),
+                lines(
+                    "Changed files",
+                    "Looks at a changed bundle or rule file, by what became of it.",
+                    "ops",
+                    (total("model_swap_total", "result"), "model {{result}}"),
+                    (total("rules_reload_total", "result"), "rules {{result}}"),
+                    width=6,
+                ),
+                lines(
+                    "Refused files",
+                    "How long an unusable file has been there; what was before it is in force. ModelSwapFailed, RulesFileInvalid.",
+                    "s",
+                    (f"max({metric('model_bundle_refused_seconds')})", "model"),
+                    (f"max({metric('rules_file_invalid_seconds')})", "rules"),
+                    width=6,
+                ),
+            ],
+        ),
+        (
+            "Shadow model",
+            [
+                lines(
+                    "Messages of its share",
+                    "dropped: the shadow is slower than the traffic of its share, and no window waits for it.",
+                    "ops",
+                    (total("shadow_messages_total", "result"), "{{result}}"),
+                ),
+                lines(
+                    "Disagreements per message",
+                    "With the model in force, by head. Signals are several a message, so theirs can be above 1.",
+                    "none",
+                    (
+                        f"{total('shadow_disagreements_total', 'head')} / ignoring (head) group_left ()"
+                        f" {total('shadow_messages_total', result='compared')}",
+                        "{{head}}",
+                    ),
+                ),
+                lines(
+                    "Who says what",
+                    "The ten most frequent disagreements: the model in force, then the shadow.",
+                    "ops",
+                    (
+                        f"topk(10, {total('shadow_disagreements_total', 'head, live, shadow')} > 0)",
+                        "{{head}}: {{live}}, shadow {{shadow}}",
+                    ),
                 ),
             ],
         ),

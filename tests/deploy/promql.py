@@ -62,7 +62,7 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def mistakes(query: str) -> list[str]:
-    """Metrics in a query that cannot exist, and matchers on labels that its metric does not have."""
+    """Metrics that cannot exist, matchers on labels that their metric does not have, groups by labels that no metric of it has."""
     known, from_rules = series(), recorded()
     found = []
     for name, matchers in re.findall(r"\b((?:[a-zA-Z_]\w*:)*[a-zA-Z_]\w*)\s*(?:\{([^}]*)\})", query):
@@ -73,4 +73,10 @@ def mistakes(query: str) -> list[str]:
     for name in re.findall(rf"\b(?:{PREFIX}|slo:|stream_sentiment:)[\w:]*", re.sub(r'"[^"]*"', '""', query)):
         if name not in known and name not in from_rules:
             found.append(f"{name} does not exist")
+    bare = re.sub(r'"[^"]*"', '""', query)
+    used = set(re.findall(r"[a-zA-Z_][\w:]*", bare))
+    if not used & from_rules:  # what a recording rule keeps is in its own expression
+        labels = TARGET_LABELS.union(*(known[name] for name in used & known.keys()))
+        grouped = {label for names in re.findall(r"\bby\s*\(([^)]*)\)", bare) for label in re.findall(r"\w+", names)}
+        found += [f"no metric here has a label {label}" for label in sorted(grouped - labels)]
     return found

@@ -65,6 +65,9 @@ def test_a_metric_that_does_not_exist_would_be_found():
     assert mistakes('stream_sentiment_events_total{reason="x"}') == [
         "stream_sentiment_events_total has no label reason"
     ]
+    assert mistakes("sum by (reason) (rate(stream_sentiment_events_total[5m]))") == [
+        "no metric here has a label reason"
+    ]
     assert mistakes('sum by (job) (rate(stream_sentiment_events_total{job="a", outcome="scored"}[5m]))') == []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
 import subprocess
@@ -12,21 +14,24 @@ from pathlib import Path
 
 import pytest
 
+from stream_sentiment.scoring.bundle import default_bundle_path
 from stream_sentiment.testing.consume import read_topic
+from stream_sentiment.testing.events import chat_message
 from tests.deploy.promql import PROMETHEUS, ROOT, alerts
 from tests.drills.stack import Stack, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.redis]
 
-#: Panels that are empty on purpose in a quiet system.
-EMPTY = {"Time to work the backlog off"}
+#: Panels that are empty on purpose in a quiet system without a shadow model.
+EMPTY = {"Time to work the backlog off", "Disagreements per message", "Who says what"}
 
-PANELS = [
+ALL_PANELS = [
     pytest.param(panel, id=f"{path.stem}: {panel['title']}")
     for path in sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
     for panel in json.loads(path.read_text())["panels"]
-    if panel["type"] != "row" and panel["title"] not in EMPTY
+    if panel["type"] != "row"
 ]
+PANELS = [param for param in ALL_PANELS if param.values[0]["title"] not in EMPTY]
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +140,26 @@ def test_a_revoked_partition_leaves_the_scrape_of_its_old_owner(stack: Stack):
         90,
         "partitions shared without doubles",
     )
+
+
+def test_the_panels_of_a_shadow_have_data_where_there_is_one(stack: Stack):
+    shadowed = [param.values[0] for param in ALL_PANELS if "shadow_disagreements" in json.dumps(param.values[0])]
+    assert {panel["title"] for panel in shadowed} == EMPTY - {"Time to work the backlog off"}
+    worker = stack.add_worker(model__shadow=str(default_bundle_path()), model__shadow_share="1", model__threads="1")
+    worker.wait_ready(120)
+    sent = itertools.count()
+
+    def has_data(panel: dict) -> bool:
+        # A rate needs a series that grows after it has been seen, so messages keep coming.
+        for number in itertools.islice(sent, 20):
+            now_ms = int(time.time() * 1000)
+            stack.load.send(chat_message(f"complaint {number}", conversation=f"shadowed-{number}", at_ms=now_ms))
+        (target,) = panel["targets"]
+        query = target["expr"].replace("$__rate_interval", "20s").replace("$job", ".+").replace("$instance", ".+")
+        return bool(stack.prometheus.query(query))
+
+    for panel in shadowed:
+        stack.until(functools.partial(has_data, panel), 90, panel["title"])
 
 
 def test_the_overview_can_be_drawn_from_what_was_scraped(stack: Stack, tmp_path: Path):
