@@ -57,6 +57,11 @@ def _print(state: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"worker      {worker['http']}/metrics  pid {worker['pid']}  {worker['log']}")
     typer.echo(f"prometheus  {state['prometheus'] or 'not installed (Debian package prometheus)'}")
     typer.echo(f"load        {state['events_per_second']:g} events a second")
+    typer.echo("for other commands in this shell:")
+    typer.echo(
+        f"  export STREAM_SENTIMENT_KAFKA__BOOTSTRAP_SERVERS={state['kafka']} STREAM_SENTIMENT_REDIS__URL={state['redis']} "
+        f"STREAM_SENTIMENT_KAFKA__GROUP_ID={state['group_id']}"
+    )
 
 
 def _down(directory: Path | None) -> str:

@@ -92,6 +92,7 @@ def serve(directory: Path, workers: int, rate: float, mock: bool, stop: threadin
             "pid": os.getpid(),
             "kafka": broker.bootstrap_servers,
             "kafka_is": broker.description,
+            "group_id": settings["kafka.group_id"],
             "redis": redis.url,
             "redis_pid": redis.pid,
             "workers": [

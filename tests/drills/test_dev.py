@@ -31,6 +31,17 @@ def dev(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def conversation_show(tenant: str, name: str, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stream_sentiment", "conversation", "show", tenant, name],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 def alive(pid: int) -> bool:
     """Runs; one that has ended and that nobody has collected yet (a zombie) has no command line any more."""
     try:
@@ -57,6 +68,9 @@ def test_a_stack_comes_up_works_says_where_it_is_and_leaves_nothing_behind(tmp_p
                     break
             assert time.monotonic() < deadline, "nothing was scored"
             time.sleep(0.5)
+        told = dict(re.findall(r"(STREAM_SENTIMENT_\w+)=(\S+)", dev(tmp_path, "status").stdout))
+        shown = conversation_show("maplewood-home", "no-such", told)
+        assert "for group 'dev'" in shown.stderr  # Redis answers, and it is the workers' group that was asked for
     finally:
         down = dev(tmp_path, "down")
     assert (down.returncode, down.stdout) == (0, "ended\n")
