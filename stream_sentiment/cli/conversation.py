@@ -170,12 +170,13 @@ def _card(card: dict[str, Any]) -> RenderableType:
     facts.add_row("stored in", f"{place['topic']}[{place['partition']}], state version {card['state_version']}")
     facts.add_row("made by", f"model {card['model_version']}, rules {card['rules_version']}")
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bright_black")
-    for name in ("last scored messages (UTC)", "score", "", "label", "emotion", "weight", "message"):
-        table.add_column(name, no_wrap=True)
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bright_black")
+    for name, least in (("last scored (UTC)", 19), ("score", 5), ("", 11), ("label", 8), ("emotion", 7), ("weight", 6)):
+        table.add_column(name, no_wrap=True, min_width=least)
+    table.add_column("message", no_wrap=True)
     for entry in recent:
         table.add_row(
-            entry["created_at"],
+            entry["created_at"][:19].replace("T", " "),
             Text(f"{entry['score']:+.2f}", style=score_style(entry["score"])),
             gauge(entry["score"], 5),
             str(entry["label"]),

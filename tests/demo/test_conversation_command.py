@@ -105,6 +105,10 @@ def test_show_tells_what_the_worker_knows_and_no_word_of_the_customer(place: Pla
     for said in ("acme / 会话/1", "rolling score", "4 customer", "open,", "m-3", "anger", "model words@1"):
         assert said in text, said
     assert "so bad" not in text
+    last = card["recent_messages"][-1]  # type: ignore[index]
+    row = next(line for line in text.splitlines() if "m-3" in line)
+    for figure in (f"{last['score']:+.2f}", last["label"], f"{last['weight']:.2f}"):
+        assert figure in row  # uncut in a terminal of 80 columns
 
 
 def test_show_of_an_unknown_conversation_says_so_with_status_1(place: Place) -> None:
