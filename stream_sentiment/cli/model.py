@@ -198,6 +198,7 @@ for _command in (
     model_long.corpus,
     model_long.pretrain,
     model_long.shortcut,
+    model_long.variant,
     model_measure.evaluate,
     model_measure.corrections,
     model_measure.fairness,

@@ -1,4 +1,4 @@
-"""`stream-sentiment model vocabulary|corpus|pretrain|shortcut`: the long run that makes a base model, from a recipe.
+"""`stream-sentiment model vocabulary|corpus|pretrain|shortcut|variant`: the long run that makes a base model, from a recipe.
 
 All need the extra `train`; `pretrain` wants a GPU (the default recipe: ten minutes on one H100, days on two cores).
 """
@@ -157,6 +157,25 @@ def shortcut(
         right = fit_shortcut(run, out, own, other, lambda done, _loss: update(done, 0, "n-grams"))
     typer.echo(
         f"{out}: shortcut of {len(own):,} rows" + (f"; the gate tells {right:.1%} of the texts apart" if other else "")
+    )
+
+
+def variant(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle with weights.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="BUNDLE", help="Where the bundle with its fp16 graph is written.")
+    ],
+) -> None:
+    """Add the fp16 graph that a CUDA device runs; built from the weights, since a CPU never reads it.
+
+    Example: `stream-sentiment model variant models/service-zh-en-6x384 --out models/service-gpu`
+    """
+    needs_train_extra()
+    from stream_sentiment.training.variant import add_half_precision
+
+    size = add_half_precision(bundle, out)
+    typer.echo(
+        f"{out}: fp16 graph of {size:,} bytes; run it with STREAM_SENTIMENT_MODEL__PATH={out} STREAM_SENTIMENT_MODEL__DEVICE=cuda"
     )
 
 

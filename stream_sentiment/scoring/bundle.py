@@ -116,7 +116,7 @@ def load_bundle(path: Path, precision: str = "int8") -> Bundle:
         if precision not in variants:
             raise ConfigurationError(
                 f"{file}: there is no {precision} variant, only {', '.join(sorted(variants))}; "
-                "export the model with one, or set STREAM_SENTIMENT_MODEL__DEVICE=cpu"
+                "make one with `stream-sentiment model variant`, or set STREAM_SENTIMENT_MODEL__DEVICE=cpu"
             )
         model_name = variants[precision]["file"]
         heads = tuple(_head(entry) for entry in manifest["heads"])

@@ -100,7 +100,7 @@ def export(run: Path, out: Path, request: ExportRequest) -> dict[str, Any]:
         "data": list(request.data),
         "metrics": {},
     }
-    _write(draft, manifest)
+    write_manifest(draft, manifest)
     _calibrate(draft, manifest, request.dev)
     _write_golden(draft, manifest, request.golden)
     shutil.rmtree(out, ignore_errors=True)
@@ -165,7 +165,7 @@ def _calibrate(folder: Path, manifest: dict[str, Any], dev: Sequence[Sequence[Ro
                 kept = [row for row, alive in zip((r for rows in dev for r in rows), live, strict=True) if alive]
                 lexicon = evaluate.heard(scorer, kept, probability, head.labels, "lexicon")
                 entry["thresholds"] = calibrate.fit_thresholds(probability, gold, lexicon)
-    _write(folder, manifest)
+    write_manifest(folder, manifest)
 
 
 def _write_golden(folder: Path, manifest: dict[str, Any], texts: Sequence[str]) -> None:
@@ -185,7 +185,7 @@ def _write_golden(folder: Path, manifest: dict[str, Any], texts: Sequence[str]) 
             }
         )
     (folder / GOLDEN).write_text(json.dumps({"items": items}, ensure_ascii=False, indent=0) + "\n", "utf-8")
-    _write(folder, manifest)
+    write_manifest(folder, manifest)
 
 
 def record_metrics(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -203,7 +203,8 @@ def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def _write(folder: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """`manifest.json` with size and sha256 of every file of the folder."""
     files = {}
     for file in sorted(folder.iterdir()):
         if file.name not in (MANIFEST, "MODEL_CARD.md") and file.is_file():

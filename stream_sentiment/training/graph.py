@@ -50,9 +50,10 @@ Ranges = Mapping[str, InputRange]
 class GraphBuilder:
     """Nodes and initialisers; constants of equal value are kept once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, half: bool = False) -> None:
         self.nodes: list[Any] = []
         self.initialisers: list[Any] = []
+        self.half = half  # the encoder's arithmetic in fp16
         self._known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def const(self, value: npt.NDArray[Any] | np.generic) -> str:
@@ -64,15 +65,23 @@ class GraphBuilder:
             self.initialisers.append(numpy_helper.from_array(array, name))
         return self._known[key]
 
+    def weight(self, value: npt.NDArray[np.float32]) -> str:
+        """A weight of the encoder, in the type of its arithmetic."""
+        return self.const(value.astype(np.float16) if self.half else value)
+
     def op(self, kind: str, inputs: Sequence[str], outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
         names = [f"n{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
         return names[0] if outputs == 1 else names
 
 
-def build(network: SentimentNetwork, ranges: Ranges | None, wide_share: Mapping[str, float]) -> onnx.ModelProto:
-    """The whole graph. `wide_share`: weight of the shortcut in each head's sum; 0 for all leaves it out."""
-    g = GraphBuilder()
+def build(
+    network: SentimentNetwork, ranges: Ranges | None, wide_share: Mapping[str, float], *, half: bool = False
+) -> onnx.ModelProto:
+    """The whole graph. `wide_share`: weight of the shortcut in each head's sum; 0 for all leaves it out. `half`: the encoder in
+    fp16, for CUDA; what comes after its last layer stays fp32.
+    """
+    g = GraphBuilder(half=half)
     config = network.config
     ids = "input_ids"
     keep = g.op("Cast", [g.op("Not", [g.op("Equal", [ids, g.const(np.int64(0))])])], to=TensorProto.INT32)
@@ -85,6 +94,8 @@ def build(network: SentimentNetwork, ranges: Ranges | None, wide_share: Mapping[
         assert isinstance(layer, Layer)
         x = _layer(g, layer, x, keep, ranges, f"layers.{index}.", config.num_heads)
 
+    if half:
+        x = str(g.op("Cast", [x], to=TensorProto.FLOAT))
     axis = g.const(np.array([2], np.int64))
     whole = g.op("Round", [g.op("Mul", [x, g.const(np.float32(TOKEN_STEP))])])
     masked = g.op("Mul", [whole, g.op("Unsqueeze", [keep_float, axis])])
@@ -148,7 +159,7 @@ def _layer(g: GraphBuilder, layer: Layer, x: str, keep: str, ranges: Ranges | No
 def _linear(g: GraphBuilder, module: torch.nn.Linear, x: str, ranges: Ranges | None, name: str) -> str:
     weight, bias = _array(module.weight), _array(module.bias)
     if ranges is None or name not in ranges:
-        return str(g.op("Add", [g.op("MatMul", [x, g.const(weight.T)]), g.const(bias)]))
+        return str(g.op("Add", [g.op("MatMul", [x, g.weight(weight.T)]), g.weight(bias)]))
     found = ranges[name]
     if found.smooth is not None:
         x = g.op("Mul", [x, g.const((1.0 / found.smooth).astype(np.float32))])
@@ -172,7 +183,7 @@ def _norm(g: GraphBuilder, x: str, module: torch.nn.LayerNorm) -> str:
     return str(
         g.op(
             "LayerNormalization",
-            [x, g.const(_array(module.weight)), g.const(_array(module.bias))],
+            [x, g.weight(_array(module.weight)), g.weight(_array(module.bias))],
             axis=-1,
             epsilon=module.eps,
         )
@@ -182,7 +193,7 @@ def _norm(g: GraphBuilder, x: str, module: torch.nn.LayerNorm) -> str:
 def _words(g: GraphBuilder, network: SentimentNetwork, ids: str, *, quantised: bool) -> str:
     table = _array(network.words.weight)
     if not quantised:
-        return str(g.op("Gather", [g.const(table), ids]))
+        return str(g.op("Gather", [g.weight(table), ids]))
     # One scale per row: 46 k x 384 fp32 would be 71 MB, int8 is 18 MB.
     scale = np.maximum(np.abs(table).max(axis=1, keepdims=True), 1e-8) / 127.0
     rows = np.clip(np.round(table / scale), -127, 127).astype(np.int8)
@@ -193,7 +204,7 @@ def _words(g: GraphBuilder, network: SentimentNetwork, ids: str, *, quantised: b
 def _positions(g: GraphBuilder, network: SentimentNetwork, ids: str) -> str:
     length = g.op("Slice", [g.op("Shape", [ids]), *(g.const(np.array([v], np.int64)) for v in (1, 2, 0))])
     begin, axis = g.const(np.array([0], np.int64)), g.const(np.array([0], np.int64))
-    return str(g.op("Slice", [g.const(_array(network.positions)), begin, length, axis]))
+    return str(g.op("Slice", [g.weight(_array(network.positions)), begin, length, axis]))
 
 
 def _wide(

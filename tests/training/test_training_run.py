@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,17 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'stream-sentiment[train]'")
 
 from stream_sentiment.errors import ConfigurationError  # noqa: E402
+from stream_sentiment.scoring.bundle import load_bundle  # noqa: E402
 from stream_sentiment.scoring.runtime import onnxruntime  # noqa: E402
 from stream_sentiment.scoring.scorer import OnnxScorer, pad  # noqa: E402
-from stream_sentiment.scoring.verify import verify_bundle  # noqa: E402
+from stream_sentiment.scoring.verify import check_golden, verify_bundle  # noqa: E402
 from stream_sentiment.training import data, evaluate, graph  # noqa: E402
 from stream_sentiment.training.average import average_runs  # noqa: E402
 from stream_sentiment.training.finetune import Job, finetune  # noqa: E402
 from stream_sentiment.training.parity import compare_bundles, compare_precisions  # noqa: E402
 from stream_sentiment.training.quantize import activation_ranges  # noqa: E402
 from stream_sentiment.training.train import TrainSettings, load_network, save_network, start_network  # noqa: E402
+from stream_sentiment.training.variant import add_half_precision  # noqa: E402
 
 
 def test_a_trained_bundle_beats_the_majority_vote_on_rows_it_has_not_seen(tiny_bundle: Path, rows_of) -> None:
@@ -75,6 +78,32 @@ def test_the_shortcut_in_the_graph_sums_the_same_ngrams(finished_run: Path, rows
 def test_int8_labels_agree_with_fp32(finished_run: Path, rows_of) -> None:
     result = compare_precisions(finished_run, rows_of(300, 7), rows_of(400, 8))
     assert result["heads"]["polarity"]["agreement"] >= 0.98
+
+
+def test_the_fp16_variant_agrees_with_fp32_and_its_bundle_stays_sound(
+    tiny_bundle: Path, finished_run: Path, rows_of, tmp_path: Path
+) -> None:
+    """On a CPU, which computes the fp16 graph in fp32 with its fp16 weights; no GPU took part."""
+    out = tmp_path / "gpu"
+    assert add_half_precision(tiny_bundle, out) > 0
+    assert verify_bundle(out)["files"].keys() >= {"model.int8.onnx", "model.fp16.onnx"}
+    bundle = load_bundle(out, "fp16")
+    scorer = OnnxScorer(bundle)
+    assert check_golden(scorer, bundle) <= 1e-3
+    ids = [t.ids for t in scorer.tokenize([r.text for r in rows_of(120, 21)])]
+    exact = _run_graph(graph.build(load_network(finished_run), None, bundle.manifest["wide_share"]), pad(ids))
+    half = np.concatenate([scorer.logits([x]) for x in ids])
+    assert (exact[:, :3].argmax(1) == half[:, :3].argmax(1)).mean() > 0.99
+    assert np.abs(exact - half).max() < 0.1
+
+
+def test_a_bundle_without_weights_has_no_fp16_variant_to_build(tiny_bundle: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_bundle, bare)
+    (bare / "model.safetensors").unlink()
+    with pytest.raises(ConfigurationError, match="weights"):
+        add_half_precision(bare, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_activation_ranges_name_every_linear_layer_of_the_encoder(finished_run: Path, rows_of) -> None:
